@@ -1,0 +1,185 @@
+# wirespan: `make help` lists what can be made. Everything sets itself up.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-builtin-rules
+
+# Arguments of `make run`, `make bench` and (pytest's) of `make test` and `make test-root`.
+ARGS ?=
+PYTHON ?= python3
+
+VENV := .venv
+# A Go fetched by scripts/go.sh goes before an older one of the system.
+export PATH := $(CURDIR)/build/tools/bin:$(PATH)
+export GOTOOLCHAIN := local
+export PYTHON
+
+MACHINE := $(shell uname -m)
+BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(MACHINE)))
+CLANG := clang-19
+BPF_CFLAGS := -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
+	-D__TARGET_ARCH_$(BPF_ARCH) -D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
+OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c))
+C_FILES = $(shell find ebpf tests -name '*.[ch]')
+
+# "[2/5] what is done now". The total is what `make -n` says would be done: a stamp that is
+# up to date is no step. Only a recipe's expansion counts, so the order does not matter.
+ifdef COUNTING
+say = : a step
+else
+STEPS = $(eval STEPS := $(shell $(MAKE) -n COUNTING=1 $(MAKECMDGOALS) 2>/dev/null | grep -c '^: a step'))$(STEPS)
+DONE := 0
+say = $(eval DONE := $(shell expr $(DONE) + 1))@echo "[$(DONE)/$(STEPS)] $1"
+endif
+
+##@ Use
+.PHONY: run
+run: build mounts ## set up, build and trace this host (ARGS="--port 80 --output json")
+	@exec $(VENV)/bin/wirespan run $(ARGS)
+
+.PHONY: build
+build: $(OBJECTS) $(VENV)/bin/wirespan ## eBPF objects and the command, .venv/bin/wirespan
+
+.PHONY: wheel
+wheel: build ## a wheel in dist/ with the compiled objects inside
+	$(call say,wheel)
+	@rm -rf build/setuptools
+	@$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --wheel-dir dist \
+		--config-settings=--build-option=--plat-name=linux_$(MACHINE) .
+	@ls -1 dist/*.whl
+
+##@ Develop
+.PHONY: test
+test: setup build check ## set up, build, check and run every test
+	$(call say,pytest: everything (Jaeger is built meanwhile: build/jaeger.log))
+	@scripts/test.sh $(ARGS)
+
+.PHONY: test-root
+test-root: setup build ## only the tests that load eBPF programs
+	$(call say,pytest: tests/root (Jaeger is built meanwhile: build/jaeger.log))
+	@scripts/test.sh $(if $(ARGS),$(ARGS),tests/root)
+
+.PHONY: check
+check: check-ruff check-mypy check-c check-generated ## linters, types, generated code; changes nothing
+
+.PHONY: fix
+fix: packages $(VENV)/.dev ## format, apply safe lint fixes, generate code again
+	@scripts/proto.sh
+	@$(VENV)/bin/ruff check --quiet --fix --exit-zero . >/dev/null
+	@$(VENV)/bin/ruff format .
+	@clang-format-19 -i $(C_FILES)
+	@$(VENV)/bin/ruff check --quiet .
+
+.PHONY: insns
+insns: $(OBJECTS) ## instructions per eBPF program
+	@scripts/insns.sh $(OBJECTS)
+
+.PHONY: bench
+bench: setup build ## nginx untraced and traced, side by side: what tracing costs here
+	@$(VENV)/bin/python -m bench $(ARGS)
+
+.PHONY: jaeger
+jaeger: setup ## build the Jaeger of the end-to-end test, kept in build/cache
+	@scripts/jaeger.sh
+
+.PHONY: lock
+lock: $(VENV)/.dev ## pin requirements/*.txt anew from pyproject.toml (UPGRADE=--upgrade: newest)
+	@scripts/lock.sh $(UPGRADE)
+
+.PHONY: clean
+clean: ## remove what was built; keep .venv and caches
+	@rm -rf dist tracer/objects *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	@[ ! -d build ] || find build -mindepth 1 -maxdepth 1 ! -name cache ! -name tools -exec rm -rf {} +
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN { FS = ":.*## " } \
+		/^##@ / { printf "%s%s\n", sep, substr($$0, 5); sep = "\n" } \
+		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+# Parts of `make check`; `make -k check` goes on after a failure.
+
+.PHONY: check-ruff check-mypy check-c check-generated
+check-ruff: $(VENV)/.dev
+	$(call say,check: ruff)
+	@$(VENV)/bin/ruff check --quiet .
+	@$(VENV)/bin/ruff format --quiet --diff . || { echo "hint: make fix" >&2; exit 1; }
+check-mypy: $(VENV)/.dev
+	$(call say,check: mypy)
+	@$(VENV)/bin/mypy --no-error-summary
+check-c: packages
+	$(call say,check: clang-format)
+	@clang-format-19 --dry-run -Werror $(C_FILES) || { echo "hint: make fix" >&2; exit 1; }
+check-generated: $(VENV)/.dev
+	$(call say,check: generated code)
+	@scripts/proto.sh --check
+
+# Set-up
+
+.PHONY: setup
+setup: packages $(VENV)/.dev go mounts
+
+# One apt run for all that the goals need.
+GROUPS := build \
+	$(if $(filter check% fix lock setup test% bench jaeger,$(MAKECMDGOALS)),check) \
+	$(if $(filter setup test% bench jaeger,$(MAKECMDGOALS)),test)
+MISSING := $(shell scripts/packages.sh missing $(GROUPS))
+
+.PHONY: packages
+packages:
+	$(if $(MISSING),$(call say,system packages: $(MISSING)))
+	@scripts/packages.sh install $(GROUPS)
+
+.PHONY: go
+go: $(VENV)/.runtime
+	$(if $(shell scripts/go.sh missing),$(call say,Go from PyPI into build/tools: $(shell scripts/go.sh missing) is needed))
+	@scripts/go.sh install
+
+.PHONY: mounts
+mounts:
+	@scripts/mounts.sh
+
+# The runtime's packages come first and alone: `make run` needs no linter.
+$(VENV)/.runtime: requirements/runtime.txt scripts/python.sh | packages
+	$(call say,Python packages to run)
+	@scripts/python.sh $(VENV) $<
+	@touch $@
+
+$(VENV)/.dev: requirements/dev.txt scripts/python.sh $(VENV)/.runtime
+	$(call say,Python packages to test)
+	@scripts/python.sh $(VENV) $<
+	@touch $@
+
+$(VENV)/bin/wirespan: pyproject.toml $(VENV)/.runtime
+	$(call say,command $@)
+	@$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation --editable .
+	@touch $@
+
+# eBPF
+
+# Not an intermediate file to be removed.
+.PRECIOUS: build/%.bpf.o
+
+tracer/objects/%.bpf.o: build/%.bpf.o
+	@mkdir -p $(@D)
+	@cp $< $@
+
+# llvm-strip -g drops DWARF and keeps BTF.
+build/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
+	$(call say,eBPF object $@)
+	@mkdir -p $(@D)
+	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF build/$*.bpf.d -MT $@ -c $< -o $@
+	@llvm-strip-19 -g $@
+
+# No padding may hide in what crosses to user space.
+build/flow.h.checked: ebpf/flow.h Makefile | packages
+	@mkdir -p $(@D)
+	@$(CLANG) -Wall -Wextra -Wpadded -Werror -target bpf -fsyntax-only \
+		-isystem /usr/include/$(MACHINE)-linux-gnu -include linux/types.h -x c $<
+	@touch $@
+
+-include $(wildcard build/*.bpf.d)

@@ -1,0 +1,93 @@
+#!/usr/bin/env bash
+# Debian packages this machine lacks: `packages.sh missing GROUP...` prints them,
+# `packages.sh install GROUP...` installs them. Groups: build, check, test.
+#
+# What counts is whether the command or file is there, not which package brought it.
+set -euo pipefail
+
+group_build() {
+	need /usr/bin/clang-19 clang-19
+	need /usr/bin/llvm-strip-19 llvm-19
+	need /usr/include/bpf/bpf_helpers.h libbpf-dev
+	need /usr/include/linux/types.h linux-libc-dev
+	need /etc/ssl/certs/ca-certificates.crt ca-certificates
+	need_command python3 python3
+	# Debian splits venv's ensurepip from the interpreter.
+	python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+}
+
+group_check() {
+	need /usr/bin/clang-format-19 clang-format-19
+}
+
+group_test() {
+	need_command gcc gcc
+	need /usr/include/stdio.h libc6-dev
+	need_command nginx nginx
+	need_command haproxy haproxy
+	need_command node nodejs
+	need_command wrk wrk
+	need_command curl curl
+	need_command openssl openssl
+}
+
+need() { [ -e "$1" ] || echo "$2"; }
+need_command() { command -v "$1" >/dev/null || echo "$2"; }
+
+missing() {
+	local group
+	for group in "$@"; do "group_$group"; done | sort -u
+}
+
+# Packages of servers start them, and again at each boot. Tests run their own copies.
+policy=/usr/sbin/policy-rc.d
+hold_services() {
+	[ -e $policy ] && return
+	printf '#!/bin/sh\nexit 101\n' >$policy
+	chmod 755 $policy
+	trap 'rm -f $policy' EXIT
+}
+
+disable_services() {
+	local service now=()
+	command -v systemctl >/dev/null || return 0
+	# A policy-rc.d of this machine's own may have allowed the start.
+	[ ! -d /run/systemd/system ] || now=(--now)
+	for service in nginx haproxy; do
+		case " $* " in *" $service "*) systemctl --quiet disable "${now[@]}" $service || true ;; esac
+	done
+}
+
+install() {
+	local packages
+	mapfile -t packages < <(missing "$@")
+	[ ${#packages[@]} -gt 0 ] || return 0
+	if [ "$(id -u)" != 0 ]; then
+		echo "wirespan: these system packages are missing: ${packages[*]}" >&2
+		echo "hint: run as root: apt-get install --no-install-recommends ${packages[*]}" >&2
+		exit 1
+	fi
+	export DEBIAN_FRONTEND=noninteractive
+	hold_services
+	# The lists may be absent (container images) or too old to name what the mirror still has.
+	if ! apt-get install --simulate --no-install-recommends "${packages[@]}" >/dev/null 2>&1 ||
+		[ -z "$(find /var/lib/apt/lists -name '*_Packages*' -mtime -7 -print -quit 2>/dev/null)" ]; then
+		echo "      apt-get update"
+		apt-get update -qq
+	fi
+	echo "      apt-get install ${packages[*]}"
+	apt-get install -y --no-install-recommends -o Dpkg::Use-Pty=0 "${packages[@]}" |
+		sed -u -n -E 's/^(Need to get|Get:|Setting up)/      &/p'
+	disable_services "${packages[@]}"
+}
+
+command=${1:?missing or install}
+shift
+case $command in
+missing) missing "$@" ;;
+install) install "$@" ;;
+*)
+	echo "usage: packages.sh missing|install GROUP..." >&2
+	exit 2
+	;;
+esac
