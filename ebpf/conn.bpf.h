@@ -1,0 +1,319 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * conn.bpf.h - the life of a connection: recognised by its first request, fed with what is
+ * sent and received in the order of the stream, and over when either side says so.
+ */
+#ifndef WIRESPAN_CONN_H
+#define WIRESPAN_CONN_H
+
+#include "exchange.bpf.h"
+
+struct walk {
+	struct conn *c;
+	struct io *io;
+};
+
+static long walk_step(__u32 i __attribute__((unused)), struct walk *walk)
+{
+	int more = advance(walk->c, walk->io);
+
+	/* hidden from the compiler, for the verifier wants to see a 0 or a 1 */
+	asm volatile("" : "+r"(more));
+	return more ? 0 : 1;
+}
+
+static __always_inline void walk(struct conn *c, struct io *io)
+{
+	struct walk ctx = { c, io };
+	__u32 i;
+
+	for (i = 0; i < STEPS_FAST; i++)
+		if (!advance(c, io))
+			return;
+	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop)) {
+		bpf_loop(STEPS_MOST, walk_step, &ctx, 0);
+	} else {
+		for (i = 0; i < STEPS_OLD; i++)
+			if (!advance(c, io))
+				break;
+	}
+	if (!io->gone && (io->left || io->win.pos < io->win.end))
+		lost_track(c, io, FLOW_LOSS_TOO_MANY_PARTS);
+}
+
+/*
+ * n bytes of the stream went by whose content we did not see: sendfile and splice tell when
+ * they do it; io_uring and the like are noticed at the next I/O, too late to time an end.
+ */
+__noinline int pass_unseen(struct conn *c, struct io *io, __u32 n, __u32 end)
+{
+	struct h1_stream *s;
+
+	if (!c || !io)
+		return 0;
+	s = io->request ? &c->req : &c->resp;
+	if (h1_skippable(s) >= n) {
+		count(FLOW_COUNT_OPAQUE_BYTES, n);
+		passed(c, io, s, n, end);
+	} else {
+		lost_track(c, io, FLOW_LOSS_GAP);
+	}
+	return 0;
+}
+
+/*
+ * Where do these bytes stand? Accounts for those that went by unseen before them, and passes
+ * over what was seen already (a send that failed and is tried again).
+ */
+static __always_inline void align(struct conn *c, struct io *io)
+{
+	__s32 ahead = io->seq - (io->tx ? c->tx_seq : c->rx_seq);
+	int i;
+
+	if (ahead > 0) {
+		pass_unseen(c, io, ahead, FLOW_END_GAP);
+		return;
+	}
+	if (!ahead)
+		return;
+	count(FLOW_COUNT_RETRIED, 1);
+	for (i = 0; i < IO_IOVECS && ahead < 0 && io->left; i++)
+		ahead += io_skip(io, -ahead);
+}
+
+static const struct conn blank = {};
+
+/*
+ * Recognise a connection by the first bytes of this I/O, which must look like a request.
+ * They are in the window then, and the connection is in the map.
+ */
+__noinline int recognise(struct io *io)
+{
+	struct h1_stream none = {};
+	struct flow_record *id;
+	__u64 sk, ino, *other;
+	int found, fresh;
+	struct conn *c;
+	__u32 tgid, at;
+
+	if (!io)
+		return 0;
+	tgid = io->pid_tgid >> 32;
+	at = io->seq;
+	sk = io->sk;
+	ino = io->ino;
+	other = bpf_map_lookup_elem(&others, &sk);
+	if (other && *other == ino)
+		return 0;
+	id = &io->spare;
+	__builtin_memset(id->local_addr, 0, 32);
+	id->local_port = id->remote_port = 0;
+	id->netns = 0;
+	sock_addresses(io, id);
+	if (tgid == cfg_self_tgid) {
+		struct own_key own = {};
+		__u8 one = 1;
+
+		__builtin_memcpy(own.client_addr, id->local_addr, 16);
+		__builtin_memcpy(own.server_addr, id->remote_addr, 16);
+		own.client_port = id->local_port;
+		own.server_port = id->remote_port;
+		bpf_map_update_elem(&own_conns, &own, &one, BPF_ANY);
+		bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
+		return 0;
+	}
+	if (cfg_filters && !filter_wants(tgid, id->local_port, id->remote_port)) {
+		/* the next process to use the socket may be wanted: only ports are for good */
+		if (!(cfg_filters & ~(FILTER_PORTS | FILTER_PORTS_OUT)))
+			bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
+		return 0;
+	}
+	fresh = sock_is_fresh(io, io->left);
+	if (io_load(io, &none))
+		return 0;
+	found = h1_detect(&io->win);
+	if (!found) {
+		if (fresh) {
+			count(FLOW_COUNT_OTHER, 1);
+			bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
+		}
+		return 0;
+	}
+	if (!io->tx && io->is_tcp) {
+		struct own_key own = {};
+
+		__builtin_memcpy(own.client_addr, id->remote_addr, 16);
+		__builtin_memcpy(own.server_addr, id->local_addr, 16);
+		own.client_port = id->remote_port;
+		own.server_port = id->local_port;
+		if (bpf_map_lookup_elem(&own_conns, &own)) {
+			bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
+			return 0;
+		}
+	}
+	if (bpf_map_update_elem(&conns, &sk, &blank, BPF_ANY)) {
+		lose(FLOW_LOSS_CONNS_FULL);
+		return 0;
+	}
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (!c)
+		return 0;
+	c->ino = ino;
+	c->filter_tgid = tgid;
+	c->role = io->tx ? FLOW_CLIENT : FLOW_SERVER;
+	c->fresh = fresh;
+	c->is_tcp = io->is_tcp;
+	c->inline_index = ~0U;
+	c->req.state = H1_START;
+	c->resp.flags = H1_RESPONSE;
+	c->resp.state = H1_SYNC;
+	c->rec.conn_id = ino;
+	c->rec.protocol = FLOW_PROTO_HTTP1;
+	c->rec.role = c->role;
+	if (io->is_tcp) {
+		sock_addresses(io, &c->rec);
+		c->tx_seq = io->tx ? at : sock_write_seq(io);
+		c->rx_seq = io->tx ? sock_copied_seq(io) : at;
+	} else {
+		c->rec.family = AF_UNIX;
+		sock_unix_numbers(io, c);
+		io->seq += io->tx ? c->tx_seq : c->rx_seq;
+	}
+	return 1;
+}
+
+/* The one way in: io->left bytes at io->seq of socket io->sk, to be read from user memory. */
+__noinline int process(struct io *io)
+{
+	__u32 tgid;
+	struct conn *c;
+	__u64 sk;
+
+	if (!io)
+		return 0;
+	sk = io->sk;
+	tgid = io->pid_tgid >> 32;
+	io->gone = 0;
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (c && c->ino != io->ino) {
+		/* the address is another socket's by now */
+		forget(c, sk);
+		c = NULL;
+	}
+	if (!c) {
+		if (!recognise(io))
+			return 0;
+		c = bpf_map_lookup_elem(&conns, &sk);
+		if (!c)
+			return 0;
+		io->request = 1;
+	} else {
+		if (cfg_filters && c->filter_tgid != tgid) {
+			if (!filter_wants(tgid, c->rec.local_port, c->rec.remote_port))
+				return 0;
+			c->filter_tgid = tgid;
+		}
+		io->request = io->tx == (c->role == FLOW_CLIENT);
+		io_empty_window(io);
+		if (io->is_tcp)
+			align(c, io);
+		else
+			io->seq = io->tx ? c->tx_seq : c->rx_seq;
+	}
+	walk(c, io);
+	if (io->gone)
+		return 0;
+	if (io->tx)
+		c->tx_seq = io->seq;
+	else
+		c->rx_seq = io->seq;
+	return 0;
+}
+
+/* As process(), but the bytes can't be read: sendfile and splice. */
+__noinline int process_unseen(struct io *io)
+{
+	struct conn *c;
+	__u64 sk;
+	__u32 n;
+
+	if (!io)
+		return 0;
+	sk = io->sk;
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (!c || c->ino != io->ino)
+		return 0;
+	io->request = io->tx == (c->role == FLOW_CLIENT);
+	if (!io->is_tcp)
+		n = io->left;
+	else if (io->tx)
+		n = io->seq + (__u32)io->left - c->tx_seq;
+	else
+		n = io->seq + (__u32)io->left - c->rx_seq;
+	if (io->tx)
+		c->tx_seq += n;
+	else
+		c->rx_seq += n;
+	if (n)
+		pass_unseen(c, io, n, FLOW_END_RESPONSE);
+	return 0;
+}
+
+/* This side will send no more: what ends with it is over, and what waits goes on waiting. */
+static __always_inline void end_sending(struct conn *c, __u64 sk, __u64 now)
+{
+	if (c->role == FLOW_SERVER)
+		end_all(c, sk, FLOW_END_LOCAL, now);
+}
+
+/* The connection is over for this side. */
+static __always_inline void end_conn(struct conn *c, __u64 sk, __u32 end, __u64 now)
+{
+	if (c->error == ETIMEDOUT)
+		end = FLOW_END_TIMEOUT;
+	else if (c->error)
+		end = FLOW_END_RESET;
+	end_all(c, sk, end, now);
+	forget(c, sk);
+}
+
+/* A send on a socket that can't take any. */
+static __always_inline void send_dead(struct io *io)
+{
+	__u64 sk = io->sk;
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+
+	if (!c || c->ino != io->ino)
+		return;
+	if (LOAD(struct sock, (void *)sk, sk_shutdown) & SEND_SHUTDOWN &&
+	    LOAD(struct sock, (void *)sk, __sk_common.skc_state) != TCP_CLOSE)
+		return; /* half-closed by the application itself: EPIPE, and nothing else changes */
+	if (!c->error)
+		c->error = ECONNRESET;
+	end_conn(c, sk, FLOW_END_RESET, io->start_ns);
+}
+
+/* A receive of nothing: end of stream or an error. */
+static __always_inline void receive_none(struct io *io)
+{
+	__u64 sk = io->sk;
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+	long ret = io->ret;
+
+	if (!c || c->ino != io->ino)
+		return;
+	if (ret < 0) {
+		if (ret != -ECONNRESET && ret != -ETIMEDOUT && ret != -EPIPE)
+			return;
+		if (!c->error)
+			c->error = -ret;
+		end_conn(c, sk, FLOW_END_RESET, io->start_ns);
+		return;
+	}
+	if (!(LOAD(struct sock, (void *)sk, sk_shutdown) & RCV_SHUTDOWN))
+		return; /* asked for no bytes */
+	if (c->role == FLOW_CLIENT)
+		end_all(c, sk, FLOW_END_PEER, io->start_ns);
+}
+
+#endif

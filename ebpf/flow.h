@@ -1,0 +1,164 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * flow.h - everything that crosses from the kernel to user space.
+ *
+ * The one source of the record's layout: tracer/kernel/layout.py reads it back
+ * from the BTF of the very object that is loaded. Fields are ordered by size, so
+ * that no padding hides in the record. Enum values are never renumbered or reused.
+ *
+ * Times are CLOCK_MONOTONIC nanoseconds. 0 means "did not happen".
+ */
+#ifndef WIRESPAN_FLOW_H
+#define WIRESPAN_FLOW_H
+
+#include <linux/types.h>
+
+enum flow_kind {
+	FLOW_EXCHANGE = 1, /* a request and its response, as one side saw them */
+	FLOW_EXEC = 2,	   /* a process has a new image: its file name and argv */
+};
+
+enum flow_protocol {
+	FLOW_PROTO_UNKNOWN = 0,
+	FLOW_PROTO_HTTP1 = 1,
+};
+
+enum flow_role {
+	FLOW_CLIENT = 1, /* sent the request */
+	FLOW_SERVER = 2, /* received the request */
+};
+
+/* Why an exchange was over. */
+enum flow_end {
+	FLOW_END_RESPONSE = 0, /* the response's own framing ended it */
+	FLOW_END_EOF = 1,      /* a close-delimited response: the close is its end */
+	FLOW_END_UPGRADE = 2, /* 101, or 2xx to CONNECT: the connection is another protocol's now */
+	FLOW_END_PEER = 3,    /* the peer closed before the response was whole */
+	FLOW_END_LOCAL = 4,   /* this side closed before the response was whole */
+	FLOW_END_RESET = 5,   /* ECONNRESET or EPIPE before the response was whole */
+	FLOW_END_TIMEOUT = 6, /* ETIMEDOUT before the response was whole */
+	FLOW_END_GAP = 7,     /* bytes went by unseen where the parser needed them */
+	FLOW_END_INVALID = 8, /* the response was not what its protocol allows */
+};
+
+enum flow_method {
+	FLOW_METHOD_OTHER = 0, /* its text is in FLOW_TEXT_METHOD */
+	FLOW_METHOD_GET = 1,
+	FLOW_METHOD_HEAD = 2,
+	FLOW_METHOD_POST = 3,
+	FLOW_METHOD_PUT = 4,
+	FLOW_METHOD_DELETE = 5,
+	FLOW_METHOD_CONNECT = 6,
+	FLOW_METHOD_OPTIONS = 7,
+	FLOW_METHOD_TRACE = 8,
+	FLOW_METHOD_PATCH = 9,
+	FLOW_METHOD_QUERY = 10,
+};
+
+/* Bits of flow_record.flags. */
+enum flow_flag {
+	FLOW_FLAG_IDS_PRIVATE = 1, /* request_seq/response_seq are not known to the peer alike */
+	FLOW_FLAG_PIPELINED = 2,   /* sent before the response to the one before it had ended */
+	FLOW_FLAG_EARLY = 4,	   /* the response ended before the request did */
+};
+
+/* Slots of flow_record.fields: where in text[] a string lies. */
+enum flow_text {
+	/* FLOW_EXCHANGE of FLOW_PROTO_HTTP1 */
+	FLOW_TEXT_TARGET = 0, /* request-target, RFC 9112 section 3.2; always at offset 0 */
+	FLOW_TEXT_HOST = 1,
+	FLOW_TEXT_USER_AGENT = 2,
+	FLOW_TEXT_TRACEPARENT = 3,
+	FLOW_TEXT_FORWARDED_FOR = 4,   /* X-Forwarded-For */
+	FLOW_TEXT_FORWARDED_PROTO = 5, /* X-Forwarded-Proto */
+	FLOW_TEXT_METHOD = 6,	       /* only for FLOW_METHOD_OTHER */
+	FLOW_TEXT_UNIX_PATH = 7,       /* path the Unix socket is bound to, server side's */
+	FLOW_TEXT_FIELDS = 8,	       /* how many slots there are */
+	/* FLOW_EXEC */
+	FLOW_TEXT_EXE = 0,  /* the file name given to execve */
+	FLOW_TEXT_ARGV = 1, /* arguments, each ended by a NUL */
+};
+
+/* Address families as the kernel numbers them. */
+enum flow_family {
+	FLOW_FAMILY_UNIX = 1,
+	FLOW_FAMILY_INET = 2,
+	FLOW_FAMILY_INET6 = 10,
+};
+
+#define FLOW_TEXT_BYTES 432
+
+struct flow_field {
+	__u16 off;
+	__u16 len; /* bytes kept; bit n of flow_record.truncated: slot n had more */
+};
+
+struct flow_record {
+	__u64 start_ns;		   /* first byte of the request; FLOW_EXEC: time of the exec */
+	__u64 request_end_ns;	   /* last byte of the request */
+	__u64 first_byte_ns;	   /* first byte of the response */
+	__u64 end_ns;		   /* last byte of the response */
+	__u64 conn_id;		   /* the socket's inode number: unique among live sockets */
+	__u64 request_body_bytes;  /* without the transfer coding's own bytes */
+	__u64 response_body_bytes; /* likewise */
+	__u64 task_start_ns; /* the process's start, CLOCK_BOOTTIME: with tgid it names a process */
+	__u64 cgroup_id;     /* cgroup v2 id; 0 where unknown */
+	__u32 request_seq;   /* TCP sequence number of the request's first byte */
+	__u32 response_seq;  /* the same of the response */
+	__u32 tgid;	     /* process that sent or received the request's first byte */
+	__u32 request_tid;   /* thread that did */
+	__u32 response_tid;  /* thread that sent or received the response's first byte */
+	__u32 netns;	     /* inode number of the socket's network namespace */
+	__u32 flags;	     /* enum flow_flag */
+	__u32 status;	     /* HTTP status code; 0 where no response came */
+	__u8 local_addr[16]; /* network order; IPv4 in the first four bytes */
+	__u8 remote_addr[16];
+	char comm[16];	   /* of the thread that handled the request's first byte */
+	__u16 family;	   /* enum flow_family */
+	__u16 local_port;  /* host order; 0 for Unix sockets */
+	__u16 remote_port; /* host order */
+	__u8 kind;	   /* enum flow_kind */
+	__u8 protocol;	   /* enum flow_protocol */
+	__u8 role;	   /* enum flow_role */
+	__u8 end;	   /* enum flow_end */
+	__u8 method;	   /* enum flow_method */
+	__u8 version;	   /* HTTP: major * 10 + minor, of the response, else of the request */
+	__u16 truncated;   /* bit n: field n was longer than what is kept */
+	__u16 text_len;	   /* bytes of text[] in use */
+	struct flow_field fields[FLOW_TEXT_FIELDS];
+	char text[FLOW_TEXT_BYTES];
+};
+
+/*
+ * What can be lost or passed over in the kernel, each counted in the map `losses`.
+ * The meaning shown to users stands in tracer/losses.py; a test keeps both equal.
+ */
+enum flow_loss {
+	FLOW_LOSS_RING_FULL = 0,      /* a record found no room in the ring: one span less */
+	FLOW_LOSS_CONNS_FULL = 1,     /* a connection found no room in the map: all its spans */
+	FLOW_LOSS_PIPELINE_FULL = 2,  /* a pipelined request found no room: one span less */
+	FLOW_LOSS_GAP = 3,	      /* bytes unseen where the parser needed them */
+	FLOW_LOSS_UNREADABLE = 4,     /* a user buffer could not be read (not resident) */
+	FLOW_LOSS_TOO_MANY_PARTS = 5, /* one call carried more pieces than a program may walk */
+	FLOW_LOSS_ORPHAN = 6,	      /* a response with no request seen before it */
+	FLOW_LOSS_INVALID = 7,	      /* a message that its protocol does not allow */
+	FLOW_LOSS_PENDING_FULL = 8,   /* a send awaiting its result found no room */
+	FLOW_LOSSES = 9,
+};
+
+/* Things worth counting that are no loss, in the map `counts`. */
+enum flow_count {
+	FLOW_COUNT_EXCHANGES = 0,    /* records of kind FLOW_EXCHANGE that entered the ring */
+	FLOW_COUNT_CONNS = 1,	     /* connections recognised */
+	FLOW_COUNT_CONNS_FREED = 2,  /* connections closed and forgotten */
+	FLOW_COUNT_OTHER = 3,	     /* connections that speak something else */
+	FLOW_COUNT_OPAQUE_BYTES = 4, /* content bytes that were not looked at */
+	FLOW_COUNT_DEFERRED = 5,     /* sends parsed at their exit, for they could be cut short */
+	FLOW_COUNT_EXECS = 6,	     /* images that processes took on */
+	FLOW_COUNT_RETRIED = 7,	     /* sends that repeated bytes already seen */
+	FLOW_COUNTS = 8,
+};
+
+_Static_assert(sizeof(struct flow_record) == 632, "flow_record: every byte is accounted for");
+
+#endif

@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * maps.bpf.h - every map and every knob: key, value, lifetime, bound.
+ * Sizes are the defaults; the loader changes max_entries as options say.
+ */
+#ifndef WIRESPAN_MAPS_H
+#define WIRESPAN_MAPS_H
+
+#include "flow.h"
+#include "kernel.h"
+#include "protocols/http1.h"
+
+/* One direction of a connection as seen from this socket. */
+struct conn {
+	__u64 ino;	    /* the socket's inode: tells a reused address from the same socket */
+	__u32 tx_seq;	    /* sequence number of the next byte to be sent, as we know it */
+	__u32 rx_seq;	    /* and of the next one to be received */
+	__u32 started;	    /* requests begun */
+	__u32 answered;	    /* responses ended; started - answered are in flight */
+	__u32 inline_index; /* number of the request that `rec` holds */
+	__u32 filter_tgid;  /* process that the filter last passed */
+	__u8 role;	    /* enum flow_role */
+	__u8 confirmed;	    /* a whole request line was seen */
+	__u8 fresh;	    /* seen from its first byte on */
+	__u8 is_tcp;
+	__u32 error; /* errno the kernel closed it with */
+	struct h1_stream req;
+	struct h1_stream resp;
+	struct flow_record rec; /* identity of the connection, and its oldest exchange */
+};
+
+/* Records on their way to user space. One type, one size. */
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 8 << 20);
+} records SEC(".maps");
+
+/* Connections that speak a protocol we parse, by struct sock *; removed when it closes. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 6144);
+	__type(key, __u64);
+	__type(value, struct conn);
+} conns SEC(".maps");
+
+/* Requests in flight behind the first one of their connection. Removed at their end. */
+struct pipelined_key {
+	__u64 sk;
+	__u64 index;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, struct pipelined_key);
+	__type(value, struct flow_record);
+} pipelined SEC(".maps");
+
+/* Sockets found to speak something else, or filtered out: struct sock * to inode. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, __u64);
+	__type(value, __u64);
+} others SEC(".maps");
+
+/* Sends that may be cut short, between entry and exit; by thread. */
+struct pending_send {
+	__u64 sk;
+	__u64 start_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u64);
+	__type(value, struct pending_send);
+} pending_sends SEC(".maps");
+
+/* The tracer's own connections, so that the far end of them on this host is known too. */
+struct own_key {
+	__u8 client_addr[16];
+	__u8 server_addr[16];
+	__u32 client_port;
+	__u32 server_port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 256);
+	__type(key, struct own_key);
+	__type(value, __u8);
+} own_conns SEC(".maps");
+
+/* What the filters said of a process, by tgid; dropped when it execs. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u8);
+} verdicts SEC(".maps");
+
+enum filter_value {
+	FILTER_INCLUDE = 1,
+	FILTER_EXCLUDE = 2,
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, __u16);
+	__type(value, __u8);
+} filter_ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u8);
+} filter_pids SEC(".maps");
+
+struct exe_file {
+	__u64 ino;
+	__u32 dev;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, struct exe_file);
+	__type(value, __u8);
+} filter_exe_files SEC(".maps");
+
+struct exe_name {
+	char name[32];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, struct exe_name);
+	__type(value, __u8);
+} filter_exe_names SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 256);
+	__type(key, __u64);
+	__type(value, __u8);
+} filter_cgroups SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FLOW_LOSSES);
+	__type(key, __u32);
+	__type(value, __u64);
+} losses SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, FLOW_COUNTS);
+	__type(key, __u32);
+	__type(value, __u64);
+} counts SEC(".maps");
+
+/* Knobs, written by the loader after load and before attach (map .data). */
+SEC(".data") __u32 cfg_self_tgid = 0; /* the tracer's own process; never traced */
+SEC(".data") __u32 cfg_filters = 0;   /* which filters are set: enum filter_bit */
+
+enum filter_bit {
+	FILTER_PORTS = 1,
+	FILTER_PORTS_OUT = 2,
+	FILTER_PIDS = 4,
+	FILTER_PIDS_OUT = 8,
+	FILTER_EXES = 16,
+	FILTER_EXES_OUT = 32,
+	FILTER_CGROUPS = 64,
+	FILTER_CGROUPS_OUT = 128,
+};
+
+/* Threads with a pending send, by the low bits of their id: a zero spares the look-up. */
+__u32 pending_hints[1024] = {};
+
+/* Types that cross to user space, anchored so that BTF holds them. */
+const struct flow_record *__btf_flow_record __attribute__((unused));
+const enum flow_kind *__btf_flow_kind __attribute__((unused));
+const enum flow_protocol *__btf_flow_protocol __attribute__((unused));
+const enum flow_role *__btf_flow_role __attribute__((unused));
+const enum flow_end *__btf_flow_end __attribute__((unused));
+const enum flow_method *__btf_flow_method __attribute__((unused));
+const enum flow_flag *__btf_flow_flag __attribute__((unused));
+const enum flow_text *__btf_flow_text __attribute__((unused));
+const enum flow_family *__btf_flow_family __attribute__((unused));
+const enum flow_loss *__btf_flow_loss __attribute__((unused));
+const enum flow_count *__btf_flow_count __attribute__((unused));
+
+/* Atomic, for a softirq may count on the CPU whose syscall program it interrupts. */
+static __always_inline void lose(__u32 reason)
+{
+	__u64 *n = bpf_map_lookup_elem(&losses, &reason);
+
+	if (n)
+		__sync_fetch_and_add(n, 1);
+}
+
+static __always_inline void count(__u32 what, __u64 by)
+{
+	__u64 *n = bpf_map_lookup_elem(&counts, &what);
+
+	if (n)
+		__sync_fetch_and_add(n, by);
+}
+
+#endif

@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * sock.bpf.h - from a file descriptor to a stream socket, and what the socket says of
+ * itself: place in the stream, addresses, whether a send may be cut short.
+ */
+#ifndef WIRESPAN_SOCK_H
+#define WIRESPAN_SOCK_H
+
+#include "io.bpf.h"
+
+/*
+ * The sock behind a descriptor of the current task, if it is a TCP or Unix stream socket;
+ * sets io->sk, ino and is_tcp. Returns 0 otherwise.
+ */
+static __always_inline int sock_of_fd(struct io *io, __u32 fd)
+{
+	void *task = (void *)bpf_get_current_task();
+	struct files_struct *files = LOAD(struct task_struct, task, files);
+	struct fdtable *fdt = LOAD(struct files_struct, files, fdt);
+	struct file **slot = LOAD(struct fdtable, fdt, fd);
+	struct socket *socket;
+	struct inode *inode;
+	struct file *file;
+	struct sock *sk;
+	__u16 family;
+
+	if (fd >= LOAD(struct fdtable, fdt, max_fds))
+		return 0;
+	if (bpf_probe_read_kernel(&file, sizeof(file), slot + fd) || !file)
+		return 0;
+	inode = LOAD(struct file, file, f_inode);
+	if ((LOAD(struct inode, inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = LOAD(struct file, file, private_data);
+	sk = LOAD(struct socket, socket, sk);
+	if (!sk || LOAD(struct sock, sk, sk_type) != SOCK_STREAM)
+		return 0;
+	family = LOAD(struct sock, sk, __sk_common.skc_family);
+	if (family == AF_INET || family == AF_INET6) {
+		if (LOAD(struct sock, sk, sk_protocol) != IPPROTO_TCP)
+			return 0;
+		io->is_tcp = 1;
+	} else if (family == AF_UNIX) {
+		io->is_tcp = 0;
+	} else {
+		return 0;
+	}
+	io->sk = (__u64)sk;
+	io->ino = LOAD(struct inode, inode, i_ino);
+	return 1;
+}
+
+/* Is the socket in a state in which a send can succeed? */
+static __always_inline int sock_can_send(const struct io *io)
+{
+	void *sk = (void *)io->sk;
+	__u8 state = LOAD(struct sock, sk, __sk_common.skc_state);
+
+	if (LOAD(struct sock, sk, sk_shutdown) & SEND_SHUTDOWN)
+		return 0;
+	return state == TCP_ESTABLISHED || state == TCP_CLOSE_WAIT || state == TCP_SYN_SENT ||
+	       state == TCP_SYN_RECV;
+}
+
+/*
+ * May a send of `len` bytes be accepted in part only, or take long? If it surely fits the
+ * send buffer, it can be parsed as it enters; if not, only its exit knows how much went.
+ * sk_stream_memory_free() lets a send go on while less than sk_sndbuf is queued; 1/8 and a
+ * page stand for the overhead of socket buffers.
+ */
+static __always_inline int sock_may_cut(const struct io *io, __u64 len)
+{
+	void *sk = (void *)io->sk;
+	__s64 room = LOAD(struct sock, sk, sk_sndbuf);
+
+	if (io->is_tcp) {
+		__u32 lowat = LOAD(struct tcp_sock, sk, notsent_lowat);
+
+		if (lowat && lowat != ~0U)
+			return 1;
+		room -= LOAD(struct sock, sk, sk_wmem_queued);
+		len += len / 8 + 4096;
+	} else {
+		room -= LOAD(struct sock, sk, sk_wmem_alloc.refs.counter);
+		len += len + 8192;
+	}
+	return room < 0 || len > (__u64)room;
+}
+
+/* Sequence number of the next byte to be sent. */
+static __always_inline __u32 sock_write_seq(const struct io *io)
+{
+	return LOAD(struct tcp_sock, (void *)io->sk, write_seq);
+}
+
+/*
+ * Sequence number of the next byte the application will receive. The FIN has a number as
+ * well, and the receive that reaches it counts it in: tcp_recvmsg_locked(), found_fin_ok.
+ */
+static __always_inline __u32 sock_copied_seq(const struct io *io)
+{
+	void *sk = (void *)io->sk;
+	__u32 seq = LOAD(struct tcp_sock, sk, copied_seq);
+
+	if (LOAD(struct sock, sk, __sk_common.skc_flags) & (1UL << SOCK_DONE) &&
+	    seq == LOAD(struct tcp_sock, sk, rcv_nxt))
+		seq--;
+	return seq;
+}
+
+/* Are the n bytes of this I/O the first ones of their connection, in both directions? */
+static __always_inline int sock_is_fresh(const struct io *io, __u64 n)
+{
+	void *sk = (void *)io->sk;
+	__u64 received, unread;
+
+	if (!io->is_tcp)
+		return 0;
+	received = LOAD(struct tcp_sock, sk, bytes_received);
+	if (LOAD(struct tcp_sock, sk, data_segs_out))
+		return 0;
+	if (io->tx)
+		return received == 0;
+	unread = LOAD(struct tcp_sock, sk, rcv_nxt) - sock_copied_seq(io);
+	/* a FIN that came along counts as one in rcv_nxt */
+	return received <= n + unread && received + 1 >= n + unread;
+}
+
+static __always_inline void sock_addresses(const struct io *io, struct flow_record *r)
+{
+	void *sk = (void *)io->sk;
+
+	r->family = LOAD(struct sock, sk, __sk_common.skc_family);
+	if (r->family == AF_INET6) {
+		bpf_core_read(r->local_addr, 16,
+			      &((struct sock *)sk)->__sk_common.skc_v6_rcv_saddr);
+		bpf_core_read(r->remote_addr, 16, &((struct sock *)sk)->__sk_common.skc_v6_daddr);
+	} else if (r->family == AF_INET) {
+		*(__u32 *)r->local_addr = LOAD(struct sock, sk, __sk_common.skc_rcv_saddr);
+		*(__u32 *)r->remote_addr = LOAD(struct sock, sk, __sk_common.skc_daddr);
+	} else {
+		return;
+	}
+	r->local_port = LOAD(struct sock, sk, __sk_common.skc_num);
+	r->remote_port = __builtin_bswap16(LOAD(struct sock, sk, __sk_common.skc_dport));
+	r->netns = LOAD(struct net, LOAD(struct sock, sk, __sk_common.skc_net.net), ns.inum);
+}
+
+/*
+ * Unix sockets have no sequence numbers. What both ends know alike: the inode of the end
+ * that connected, and how many bytes went since. The accepting end carries its listener's
+ * address, the connecting one seldom has any. Where that fails the ids are this end's own.
+ */
+static __always_inline void sock_unix_numbers(const struct io *io, struct conn *c)
+{
+	void *sk = (void *)io->sk, *peer = LOAD(struct unix_sock, sk, peer);
+	void *own = LOAD(struct unix_sock, sk, addr), *theirs = NULL;
+	__u32 base = (__u32)io->ino;
+
+	if (peer)
+		theirs = LOAD(struct unix_sock, peer, addr);
+	if (own && !theirs && peer) {
+		struct socket *socket = LOAD(struct sock, peer, sk_socket);
+		struct file *file = socket ? LOAD(struct socket, socket, file) : NULL;
+
+		if (file)
+			base = (__u32)LOAD(struct inode, LOAD(struct file, file, f_inode), i_ino);
+		else
+			c->rec.flags |= FLOW_FLAG_IDS_PRIVATE;
+	} else if (own || !theirs) {
+		c->rec.flags |= FLOW_FLAG_IDS_PRIVATE;
+	}
+	/* the connecting end's sends, and the other end's receives, count from its inode */
+	c->tx_seq = own ? ~base : base;
+	c->rx_seq = own ? base : ~base;
+}
+
+/* Append the path that the accepting end is bound to; an abstract one begins with NUL. */
+static __always_inline void sock_unix_path(void *sk, struct flow_record *r)
+{
+	void *addr = LOAD(struct unix_sock, sk, addr), *peer;
+	__u32 at = r->text_len;
+	int n;
+
+	if (!addr) {
+		peer = LOAD(struct unix_sock, sk, peer);
+		addr = peer ? LOAD(struct unix_sock, peer, addr) : NULL;
+	}
+	if (!addr || at > H1_METHOD_OFF - 128)
+		return;
+	n = LOAD(struct unix_address, addr, len) - 2;
+	if (n <= 0 || n > 108)
+		return;
+	if (bpf_probe_read_kernel(&r->text[at], n & 127,
+				  (char *)addr + bpf_core_field_offset(struct unix_address, name) +
+					  2))
+		return;
+	r->fields[FLOW_TEXT_UNIX_PATH].off = at;
+	r->fields[FLOW_TEXT_UNIX_PATH].len = n;
+	r->text_len = at + n;
+}
+
+#endif
