@@ -1,0 +1,207 @@
+"""System calls that neither Python nor pylibbpf offers: bpf(2), by way of ctypes.
+
+Attributes are packed by hand after `union bpf_attr`: the kernel takes any prefix
+of it, so each call passes just the members it knows, zeros for the rest.
+Source: include/uapi/linux/bpf.h,
+https://www.kernel.org/doc/html/latest/userspace-api/ebpf/syscall.html
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+_NUMBERS = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
+
+_MAP_CREATE = 0
+_MAP_LOOKUP_ELEM = 1
+_MAP_UPDATE_ELEM = 2
+_PROG_LOAD = 5
+_OBJ_GET_INFO_BY_FD = 15
+_ENABLE_STATS = 32
+
+MAP_TYPE_ARRAY = 2
+MAP_TYPE_RINGBUF = 27
+PROG_TYPE_TRACEPOINT = 5
+
+_MAP_TYPES = {
+    1: "hash",
+    2: "array",
+    3: "prog_array",
+    4: "perf_event_array",
+    5: "percpu_hash",
+    6: "percpu_array",
+    7: "stack_trace",
+    9: "lru_hash",
+    10: "lru_percpu_hash",
+    11: "lpm_trie",
+    12: "array_of_maps",
+    13: "hash_of_maps",
+    22: "queue",
+    23: "stack",
+    24: "sk_storage",
+    27: "ringbuf",
+    29: "task_storage",
+    31: "user_ringbuf",
+    33: "arena",
+}
+_PROGRAM_TYPES = {
+    2: "kprobe",
+    5: "tracepoint",
+    7: "perf_event",
+    17: "raw_tracepoint",
+    26: "tracing",
+    29: "lsm",
+    31: "syscall",
+}
+
+_INFO_BYTES = 224  # struct bpf_prog_info up to verified_insns
+_NAME_BYTES = 16  # BPF_OBJ_NAME_LEN, the NUL included
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """What the kernel tells of a loaded program; counters stay 0 while statistics are off."""
+
+    id: int
+    kind: str
+    name: str  # at most 15 characters
+    run_ns: int
+    run_count: int
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def _bpf(command: int, attributes: ctypes.Array[ctypes.c_char]) -> int:
+    """Call bpf(2). Returns its result; raises OSError with the kernel's errno."""
+    try:
+        number = _NUMBERS[platform.machine()]
+    except KeyError:
+        raise OSError(38, f"bpf(2) has no known number on {platform.machine()}") from None
+    size = ctypes.c_uint(len(attributes))
+    result = int(_libc().syscall(number, command, ctypes.byref(attributes), size))
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def _packed(layout: str, *values: object) -> ctypes.Array[ctypes.c_char]:
+    raw = struct.pack(layout, *values)
+    return ctypes.create_string_buffer(raw, len(raw))
+
+
+def map_create(kind: int, key_bytes: int, value_bytes: int, max_entries: int) -> int:
+    """Create a nameless map. Returns its fd, close-on-exec; raises OSError."""
+    return _bpf(_MAP_CREATE, _packed("=IIII", kind, key_bytes, value_bytes, max_entries))
+
+
+def map_lookup(fd: int, key: bytes, value_bytes: int) -> bytes:
+    """Return the value of `key`; raises OSError (ENOENT where there is none).
+
+    value_bytes: of a per-CPU map, 8-byte-rounded value size times possible CPUs:
+    the kernel writes that many bytes whatever room there is.
+    """
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value = ctypes.create_string_buffer(value_bytes)
+    attributes = _packed("=I4xQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value), 0)
+    _bpf(_MAP_LOOKUP_ELEM, attributes)
+    return value.raw
+
+
+def map_update(fd: int, key: bytes, value: bytes) -> None:
+    """Set `key` to `value`; raises OSError (E2BIG where the map is full)."""
+    key_buffer = ctypes.create_string_buffer(key, len(key))
+    value_buffer = ctypes.create_string_buffer(value, len(value))
+    attributes = _packed(
+        "=I4xQQQ", fd, ctypes.addressof(key_buffer), ctypes.addressof(value_buffer), 0
+    )
+    _bpf(_MAP_UPDATE_ELEM, attributes)
+
+
+def percpu_sum(fd: int, index: int, cpus: int) -> int:
+    """Return the sum over CPUs of one u64 of a per-CPU array; raises OSError."""
+    raw = map_lookup(fd, struct.pack("=I", index), 8 * cpus)
+    return sum(struct.unpack(f"={cpus}Q", raw))
+
+
+def possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:
+    """Return how many CPUs the kernel reserves room for, from a list like "0-3,8"."""
+    text = path.read_text(encoding="ascii").strip()
+    ranges = [part.split("-") for part in text.split(",")]
+    return sum(int(ends[-1]) - int(ends[0]) + 1 for ends in ranges)
+
+
+def program_verdict(instructions: bytes, kind: int = PROG_TYPE_TRACEPOINT) -> str:
+    """Ask the verifier about a program and throw it away.
+
+    Returns "" where it was accepted, else the verifier's log; raises OSError where
+    the kernel refused before looking at it (no rights, no BPF).
+    """
+    code = ctypes.create_string_buffer(instructions, len(instructions))
+    log = ctypes.create_string_buffer(65536)
+    license_text = ctypes.create_string_buffer(b"GPL")
+    attributes = _packed(
+        "=IIQQIIQII",
+        kind,
+        len(instructions) // 8,
+        ctypes.addressof(code),
+        ctypes.addressof(license_text),
+        1,
+        len(log),
+        ctypes.addressof(log),
+        0,
+        0,
+    )
+    try:
+        fd = _bpf(_PROG_LOAD, attributes)
+    except OSError:
+        text = log.value.decode("utf-8", "replace")
+        if not text:
+            raise
+        return text
+    os.close(fd)
+    return ""
+
+
+def program_info(fd: int) -> ProgramInfo:
+    """Describe the program behind `fd`; raises OSError (EINVAL where it is none)."""
+    info = ctypes.create_string_buffer(_INFO_BYTES)
+    _bpf(_OBJ_GET_INFO_BY_FD, _packed("=IIQ", fd, len(info), ctypes.addressof(info)))
+    kind, number = struct.unpack_from("=II", info, 0)
+    name = info.raw[64 : 64 + _NAME_BYTES].split(b"\0")[0].decode("ascii", "replace")
+    run_ns, run_count = struct.unpack_from("=QQ", info, 192)
+    return ProgramInfo(number, _PROGRAM_TYPES.get(kind, f"type {kind}"), name, run_ns, run_count)
+
+
+def map_type_name(kind: int) -> str:
+    """Return the kernel's name of a map type, as bpftool writes it."""
+    return _MAP_TYPES.get(kind, f"type {kind}")
+
+
+def own_program_fds() -> Iterator[int]:
+    """Yield this process's fds that are BPF programs, whoever in it opened them."""
+    for entry in os.listdir("/proc/self/fd"):
+        try:
+            target = os.readlink(f"/proc/self/fd/{entry}")
+        except FileNotFoundError:  # the fd of the listing itself
+            continue
+        if target == "anon_inode:bpf-prog":
+            yield int(entry)
+
+
+def enable_stats() -> int:
+    """Have the kernel time every BPF program, at some 20 ns a run, while the fd is open.
+
+    Returns the fd; raises OSError (EPERM without CAP_SYS_ADMIN).
+    """
+    return _bpf(_ENABLE_STATS, _packed("=I", 0))
