@@ -1,0 +1,86 @@
+"""What a receiver's answer means: accepted, try again, or never.
+
+Source: https://opentelemetry.io/docs/specs/otlp/ (OTLP/gRPC Response, OTLP/HTTP Response).
+Generated classes are imported only where an answer has content: most have none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+# What of a receiver's words is kept.
+MAX_MESSAGE = 300
+
+
+class Verdict(Enum):
+    ACCEPTED = "accepted"
+    RETRY = "retry"
+    REJECTED = "rejected"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer, or the lack of one.
+
+    rejected_spans: of an accepted request, as its partial success says.
+    retry_after_s: what the receiver asks to wait before the next request; None: nothing.
+    """
+
+    verdict: Verdict
+    message: str = ""
+    rejected_spans: int = 0
+    retry_after_s: float | None = None
+
+
+def accepted(body: bytes) -> Reply:
+    """Read an ExportTraceServiceResponse; a partial success is never sent again."""
+    if not body:
+        return Reply(Verdict.ACCEPTED)
+    from google.protobuf.message import DecodeError
+    from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
+        ExportTraceServiceResponse,
+    )
+
+    try:
+        partial = ExportTraceServiceResponse.FromString(body).partial_success
+    except DecodeError:
+        return Reply(Verdict.ACCEPTED, "the answer is not OTLP: is this the right endpoint?")
+    message = ""
+    if partial.rejected_spans or partial.error_message:
+        message = f"partial success: {partial.error_message or 'no reason given'}"
+    return Reply(Verdict.ACCEPTED, shorten(message), partial.rejected_spans)
+
+
+def status_message(body: bytes) -> str:
+    """Read the message of a google.rpc.Status; "" where `body` is none."""
+    from google.protobuf.message import DecodeError
+    from google.rpc.status_pb2 import Status
+
+    try:
+        return shorten(Status.FromString(body).message)
+    except DecodeError:
+        return ""
+
+
+def retry_info_s(body: bytes) -> float | None:
+    """Find a google.rpc.RetryInfo among the details of a google.rpc.Status, in seconds."""
+    from google.protobuf.message import DecodeError
+    from google.rpc.error_details_pb2 import RetryInfo
+    from google.rpc.status_pb2 import Status
+
+    info = RetryInfo()
+    try:
+        for detail in Status.FromString(body).details:
+            if detail.Unpack(info):
+                delay_s: float = info.retry_delay.seconds + info.retry_delay.nanos / 1e9
+                return max(0.0, delay_s)
+    except DecodeError:
+        pass
+    return None
+
+
+def shorten(message: str) -> str:
+    """Make one printable line of bounded length of what a receiver said."""
+    line = " ".join(message.split())
+    return "".join(c for c in line if c.isprintable())[:MAX_MESSAGE]

@@ -1,0 +1,94 @@
+"""The one span type: a batch of spans in columns.
+
+Everything that many spans share (resource, name, kind, status, constant attributes) is a
+`Shape`, interned once; what differs from span to span is a column. Renderers (OTLP, text,
+JSON) read batches and never kernel records.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+AttributeValue = str | int | float | bool | tuple[str, ...]
+
+KIND_INTERNAL, KIND_SERVER, KIND_CLIENT = 1, 2, 3
+STATUS_UNSET, STATUS_OK, STATUS_ERROR = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """OTel resource attributes of one process; equal resources are one resource."""
+
+    attributes: tuple[tuple[str, AttributeValue], ...]
+
+
+class IntColumn(NamedTuple):
+    """An attribute `key` whose value is `batch.ints[column]`."""
+
+    key: str
+    column: str
+
+
+class TextColumn(NamedTuple):
+    """An attribute `key` whose value is `prefix` + `batch.texts[column]`."""
+
+    key: str
+    prefix: str
+    column: str
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What a set of spans have in common."""
+
+    resource: Resource
+    name: str
+    kind: int
+    status: int
+    status_message: str
+    attributes: tuple[tuple[str, AttributeValue], ...]
+    ints: tuple[IntColumn, ...]
+    texts: tuple[TextColumn, ...]
+
+
+class Text(NamedTuple):
+    """A column of strings: row i is `bytes[i, :length[i]]`, UTF-8 as far as possible.
+
+    bytes: uint8 (n, width); what lies beyond a row's length is undefined.
+    length: uint16 (n,).
+    """
+
+    bytes: NDArray[np.uint8]
+    length: NDArray[np.uint16]
+
+
+@dataclass(frozen=True, slots=True)
+class SpanBatch:
+    """n spans. Rows are in the order in which their exchanges ended.
+
+    trace_id: uint8 (n, 16); span_id, parent_span_id: uint8 (n, 8), a zero parent is none.
+    start_ns, end_ns: uint64 (n,), Unix time.
+    shape: int32 (n,), an index into `shapes`, which only ever grows while a tracer runs:
+        an index means the same shape in every batch that shares the sequence.
+    ints: columns int64 (n,); a negative value means that this span lacks the attribute.
+    texts: columns of strings; a zero length means that this span lacks the attribute,
+        unless the shape gives it a prefix.
+    """
+
+    trace_id: NDArray[np.uint8]
+    span_id: NDArray[np.uint8]
+    parent_span_id: NDArray[np.uint8]
+    start_ns: NDArray[np.uint64]
+    end_ns: NDArray[np.uint64]
+    shape: NDArray[np.int32]
+    shapes: Sequence[Shape]
+    ints: Mapping[str, NDArray[np.int64]]
+    texts: Mapping[str, Text]
+
+    def __len__(self) -> int:
+        return len(self.shape)
