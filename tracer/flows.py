@@ -1,0 +1,192 @@
+"""The reassembler: kernel records in, spans out, both in columns.
+
+What all protocols share (times, ids, processes) is done here; the rest is the decoder's of
+each protocol. A protocol is one entry in DECODERS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer import ids
+from tracer.columns import U64, Rows, absorb
+from tracer.flow import Flag, Kind, Protocol, Role
+from tracer.protocols.base import (
+    Columns,
+    Decoder,
+    Processes,
+    Records,
+    Routes,
+    Settings,
+    Shapes,
+)
+from tracer.protocols.http1 import Http1
+from tracer.protocols.http1_shape import FIRST_BYTE, THREAD
+from tracer.spans import SpanBatch, Text
+
+NewDecoder = Callable[[Shapes, Routes, Settings], Decoder]
+
+# Plain numbers, since numpy takes its time to find out that an IntEnum is one.
+_EXCHANGE, _EXEC = int(Kind.EXCHANGE), int(Kind.EXEC)
+_CLIENT, _SERVER = int(Role.CLIENT), int(Role.SERVER)
+_IDS_PRIVATE = np.uint32(Flag.IDS_PRIVATE)
+
+DECODERS: Mapping[int, NewDecoder] = {Protocol.HTTP1: Http1}
+
+
+class Reassembler:
+    """Turns batches of records into batches of spans; used from one thread.
+
+    processes: describes processes. routes: names paths. decoders: by enum flow_protocol.
+    """
+
+    def __init__(
+        self,
+        processes: Processes,
+        routes: Routes,
+        settings: Settings | None = None,
+        decoders: Mapping[int, NewDecoder] = DECODERS,
+    ) -> None:
+        self._settings = settings or Settings()
+        self._shapes = Shapes(processes, self._settings.max_shapes)
+        self._decoders = {
+            number: new(self._shapes, routes, self._settings) for number, new in decoders.items()
+        }
+        self._losses = {"unknown_record": 0, "time_reversed": 0}
+
+    def losses(self) -> dict[str, int]:
+        """Count what was passed over or mended since the start; keys of tracer.losses.USER."""
+        return dict(self._losses)
+
+    def feed(self, records: NDArray[Any], unix_offset_ns: int) -> SpanBatch:
+        """Make spans of records; one for each exchange, in the records' order.
+
+        records: (n,) of the dtype flow_record; nothing of them is kept.
+        unix_offset_ns: what to add to their CLOCK_MONOTONIC times to get Unix time.
+        Strings and numbers that make no sense are cut to what does; records that nothing
+        is known of are counted. What is raised comes from `processes` or `routes`.
+        """
+        self._shapes.renew()
+        process = self._processes(records)
+        if (records["kind"] != _EXCHANGE).any():
+            self._take_execs(records, process)
+            exchanges = np.flatnonzero(records["kind"] == _EXCHANGE)
+            records, process = records[exchanges], process[exchanges]
+        images = self._shapes.images(process)
+        if images is not None:
+            later = absorb(process, images.astype(np.uint64))
+            process = np.where(images < 0, process, later)
+        parts = self._decode(records, process)
+        if len(parts) == 1 and len(parts[0][0]) == len(records):
+            return self._batch(records, parts[0][1], unix_offset_ns)
+        rows, columns = _merge(parts, len(records))
+        return self._batch(records[rows], columns, unix_offset_ns)
+
+    def _processes(self, records: Records) -> U64:
+        """Return a hash of each record's process, (n,)."""
+        seed = np.uint64(self._settings.seed)
+        return absorb(
+            absorb(records["task_start_ns"] ^ seed, records["tgid"].astype(np.uint64)), seed
+        )
+
+    def _take_execs(self, records: Records, process: U64) -> None:
+        """Hand over what tells of new images, and count records of unknown kinds."""
+        execs = np.flatnonzero(records["kind"] == _EXEC)
+        for row in execs.tolist():
+            self._shapes.exec(records[row], process[row : row + 1])
+        exchanges = int(np.count_nonzero(records["kind"] == _EXCHANGE))
+        self._losses["unknown_record"] += len(records) - len(execs) - exchanges
+
+    def _decode(self, records: Records, process: U64) -> list[tuple[Rows, Columns]]:
+        """Let each protocol's decoder have its rows; those of no decoder are counted."""
+        protocol, role = records["protocol"], records["role"]
+        sound = (role == _CLIENT) | (role == _SERVER)
+        parts = []
+        taken = 0
+        for number, decoder in self._decoders.items():
+            rows = np.flatnonzero((protocol == number) & sound)
+            if not len(rows):
+                continue
+            taken += len(rows)
+            if len(rows) == len(records):
+                parts.append((rows, decoder.columns(records, process)))
+            else:
+                parts.append((rows, decoder.columns(records[rows], process[rows])))
+        self._losses["unknown_record"] += len(records) - taken
+        return parts
+
+    def _batch(self, records: Records, columns: Columns, unix_offset_ns: int) -> SpanBatch:
+        """Add what all protocols have: ids, times, threads."""
+        start = records["start_ns"]
+        first_byte_ns = records["first_byte_ns"]
+        answered = first_byte_ns != 0
+        to_first_byte = (first_byte_ns - start).astype(np.int64)
+        to_first_byte[~answered] = -1
+        offset = np.uint64(unix_offset_ns % (1 << 64))
+        unix_start, unix_end = start + offset, records["end_ns"] + offset
+        reversed_ = (unix_end < unix_start) | (answered & (to_first_byte < 0))
+        if reversed_.any():
+            self._losses["time_reversed"] += int(np.count_nonzero(reversed_))
+            unix_end = np.maximum(unix_start, unix_end)
+        client = records["role"] == _CLIENT
+        key = ids.keys(records["request_seq"], records["response_seq"])
+        private = (records["flags"] & _IDS_PRIVATE) != 0
+        if private.any():
+            own = ids.private_keys(key, records["conn_id"], start, client, self._settings.seed)
+            key = np.where(private, own, key)
+        return SpanBatch(
+            trace_id=ids.trace_id(key),
+            span_id=ids.span_id(key, client),
+            parent_span_id=np.zeros((len(records), 8), dtype=np.uint8),
+            start_ns=unix_start,
+            end_ns=unix_end,
+            shape=columns.shape,
+            shapes=self._shapes.shapes,
+            ints={
+                **columns.ints,
+                THREAD: records["request_tid"].astype(np.int64),
+                FIRST_BYTE: to_first_byte,
+            },
+            texts=columns.texts,
+        )
+
+
+def _merge(parts: list[tuple[Rows, Columns]], count: int) -> tuple[Rows, Columns]:
+    """Lay the parts of several decoders into one set of columns, in the order of rows.
+
+    count: how many rows there were. Returns the rows that some decoder took, and theirs.
+    """
+    taken = np.zeros(count, dtype=np.bool_)
+    for rows, _ in parts:
+        taken[rows] = True
+    place = np.cumsum(taken) - 1
+    total = int(np.count_nonzero(taken))
+    shape = np.zeros(total, dtype=np.int32)
+    ints: dict[str, NDArray[np.int64]] = {}
+    texts: dict[str, Text] = {}
+    for rows, columns in parts:
+        at = place[rows]
+        shape[at] = columns.shape
+        for name, values in columns.ints.items():
+            ints.setdefault(name, np.full(total, -1, dtype=np.int64))[at] = values
+        for name, text in columns.texts.items():
+            texts[name] = _lay(text, at, texts.get(name), total)
+    return np.flatnonzero(taken), Columns(shape, ints, texts)
+
+
+def _lay(text: Text, at: Rows, below: Text | None, total: int) -> Text:
+    """Return a column of `total` strings: those of `text` at the rows `at`, over `below`."""
+    width = text.bytes.shape[1]
+    if below is None:
+        below = Text(np.zeros((total, width), np.uint8), np.zeros(total, np.uint16))
+    elif below.bytes.shape[1] < width:
+        wider = np.zeros((total, width), np.uint8)
+        wider[:, : below.bytes.shape[1]] = below.bytes
+        below = Text(wider, below.length)
+    below.bytes[at, :width] = text.bytes
+    below.length[at] = text.length
+    return below

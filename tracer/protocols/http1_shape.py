@@ -1,0 +1,371 @@
+"""What HTTP/1 exchanges have in common as spans: the stable OpenTelemetry HTTP conventions.
+
+Decisions where the conventions leave room:
+
+- The span name is `{method} {route}` with a route folded from the path. `http.route` is
+  not set: it is reserved for routes that the server's framework states. Client spans
+  carry the folded route as `url.template`.
+- A body's size is given also when it is 0; the response's, where a response came.
+- `server.address` and `server.port`: the target's own authority if it has one, else the
+  Host header, else the address at the server's end of the connection. A Host without a
+  port means the scheme's port, except over Unix sockets, which have none.
+- `url.path` of the asterisk form is `*`, of the authority form (CONNECT) empty.
+
+`error.type`, beside status codes (server from 500, client from 400, either below 100):
+
+    enum flow_end  client span          server span
+    -------------  -------------------  -------------------
+    PEER           connection_closed    cancelled
+    LOCAL          cancelled            connection_closed
+    RESET          connection_reset     connection_reset
+    TIMEOUT        timeout              timeout
+    INVALID        invalid_response     invalid_response
+
+`cancelled`: the client's side gave up; `connection_closed`: the server's side did. GAP is
+no error but `wirespan.incomplete=gap`: the exchange may well have succeeded.
+
+Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import quote
+
+from tracer.flow import End, Family, Method, Role, Slot
+from tracer.protocols.base import Settings
+from tracer.protocols.http1_target import REDACTED, TargetClass
+from tracer.spans import (
+    KIND_CLIENT,
+    KIND_SERVER,
+    STATUS_ERROR,
+    STATUS_UNSET,
+    AttributeValue,
+    IntColumn,
+    Resource,
+    Shape,
+    TextColumn,
+)
+
+# Columns of a batch that shapes refer to.
+PEER_PORT = "network.peer.port"
+LOCAL_PORT = "network.local.port"
+REQUEST_BODY = "http.request.body.size"
+RESPONSE_BODY = "http.response.body.size"
+FIRST_BYTE = "wirespan.time_to_first_byte_ns"
+THREAD = "thread.id"
+URL_PATH = "url.path"
+URL_QUERY = "url.query"
+URL_FULL = "url.full"
+
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+_HOST_PORT = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::(\d{0,5}))?")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_V4_MAPPED = bytes(10) + b"\xff\xff"
+
+
+class Outcome(NamedTuple):
+    """How an exchange that failed is told: `error.type`, and the status's message."""
+
+    error_type: str
+    message: str
+
+
+_RESET = Outcome("connection_reset", "connection reset before the response was complete")
+_TIMEOUT = Outcome("timeout", "connection timed out before the response was complete")
+_INVALID = Outcome("invalid_response", "the response was not valid HTTP")
+FAILURES: dict[tuple[int, int], Outcome] = {
+    (Role.CLIENT, End.PEER): Outcome(
+        "connection_closed", "the server closed the connection before the response was complete"
+    ),
+    (Role.CLIENT, End.LOCAL): Outcome(
+        "cancelled", "the client closed the connection before the response was complete"
+    ),
+    (Role.SERVER, End.PEER): Outcome(
+        "cancelled", "the client closed the connection before the response was complete"
+    ),
+    (Role.SERVER, End.LOCAL): Outcome(
+        "connection_closed", "the server closed the connection before the response was complete"
+    ),
+    (Role.CLIENT, End.RESET): _RESET,
+    (Role.SERVER, End.RESET): _RESET,
+    (Role.CLIENT, End.TIMEOUT): _TIMEOUT,
+    (Role.SERVER, End.TIMEOUT): _TIMEOUT,
+    (Role.CLIENT, End.INVALID): _INVALID,
+    (Role.SERVER, End.INVALID): _INVALID,
+}
+
+
+class Head(NamedTuple):
+    """One record's strings and numbers that go into a shape."""
+
+    server: bool
+    method: int
+    status: int
+    end: int
+    version: int
+    truncated: int
+    family: int
+    local_address: bytes
+    remote_address: bytes
+    server_port: int  # at the server's end of the connection
+    host: str
+    user_agent: str
+    forwarded_for: str
+    forwarded_proto: str
+    method_text: str
+    unix_path: str
+
+    def cut(self, slot: Slot) -> bool:
+        """Whether the capture limit took the end of a string."""
+        return bool(self.truncated >> slot & 1)
+
+
+class _Server(NamedTuple):
+    """The server of an exchange, as a URL names it."""
+
+    address: str
+    port: int | None
+    scheme: str
+    authority: str  # for url.full
+    cut: bool  # the address's end is missing
+
+
+def shape(head: Head, target: TargetClass, resource: Resource, settings: Settings) -> Shape:
+    """Build what all exchanges with this head and this class of target have in common."""
+    wanted = settings.opt_in
+    attributes: list[tuple[str, AttributeValue]] = []
+    ints: list[IntColumn] = []
+    texts: list[TextColumn] = []
+    cut: list[str] = []
+
+    known = head.method in _METHODS
+    method = _METHODS.get(head.method, "_OTHER")
+    attributes.append(("http.request.method", method))
+    if not known and head.method_text:
+        attributes.append(("http.request.method_original", head.method_text))
+        if head.cut(Slot.METHOD):
+            cut.append("http.request.method_original")
+
+    server = _server(head, target)
+    if head.server or "url.scheme" in wanted:
+        attributes.append(("url.scheme", server.scheme))
+    if head.server:
+        _server_url(target, settings, attributes, texts, cut)
+    else:
+        _client_url(target, server, settings, attributes, texts, cut)
+    if not head.server and target.route.startswith("/") and "url.template" in wanted:
+        attributes.append(("url.template", target.route))
+    if server.address:
+        attributes.append(("server.address", server.address))
+        if server.cut:
+            cut.append("server.address")
+    if server.port is not None:
+        attributes.append(("server.port", server.port))
+    _network(head, settings, attributes, ints, cut)
+    if head.user_agent and (head.server or "user_agent.original" in wanted):
+        attributes.append(("user_agent.original", head.user_agent))
+        if head.cut(Slot.USER_AGENT):
+            cut.append("user_agent.original")
+
+    if head.status:
+        attributes.append(("http.response.status_code", head.status))
+    failed, message, error_type = _outcome(head)
+    if error_type:
+        attributes.append(("error.type", error_type))
+    attributes.append(("wirespan.protocol", "http1"))
+    if head.end == End.GAP:
+        attributes.append(("wirespan.incomplete", "gap"))
+    if cut:
+        attributes.append(("wirespan.truncated", ",".join(cut)))
+
+    ints += [IntColumn(key, key) for key in (REQUEST_BODY, RESPONSE_BODY, THREAD) if key in wanted]
+    ints.append(IntColumn(FIRST_BYTE, FIRST_BYTE))
+    word = method if known else "HTTP"
+    return Shape(
+        resource=resource,
+        name=f"{word} {target.route}" if target.route else word,
+        kind=KIND_SERVER if head.server else KIND_CLIENT,
+        status=STATUS_ERROR if failed else STATUS_UNSET,
+        status_message=message,
+        attributes=tuple(attributes),
+        ints=tuple(ints),
+        texts=tuple(texts),
+    )
+
+
+_METHODS = {method.value: method.name for method in Method if method != Method.OTHER}
+
+
+def _outcome(head: Head) -> tuple[bool, str, str]:
+    """Return whether the span is an error, its status message and `error.type`."""
+    role = Role.SERVER if head.server else Role.CLIENT
+    failure = FAILURES.get((role, head.end))
+    if failure:
+        return True, failure.message, failure.error_type
+    first_error = 500 if head.server else 400
+    if head.status >= first_error or 0 < head.status < 100:
+        # No message: it would only repeat the status code.
+        return True, "", str(head.status)
+    return False, "", ""
+
+
+def _server_url(
+    target: TargetClass,
+    settings: Settings,
+    attributes: list[tuple[str, AttributeValue]],
+    texts: list[TextColumn],
+    cut: list[str],
+) -> None:
+    if target.form == "authority":
+        attributes.append((URL_PATH, ""))
+        return
+    texts.append(TextColumn(URL_PATH, "", URL_PATH))
+    if settings.query != "drop":
+        texts.append(TextColumn(URL_QUERY, "", URL_QUERY))
+    if target.cut:
+        cut.append(URL_PATH if target.cut == "path" else URL_QUERY)
+
+
+def _client_url(
+    target: TargetClass,
+    server: _Server,
+    settings: Settings,
+    attributes: list[tuple[str, AttributeValue]],
+    texts: list[TextColumn],
+    cut: list[str],
+) -> None:
+    scheme = server.scheme
+    credentials = f"{REDACTED}:{REDACTED}@" if target.credentials else ""
+    prefix = f"{scheme}://{credentials}{server.authority}"
+    if target.form in ("authority", "asterisk"):
+        # Their path and query are empty, RFC 9112 section 3.3.
+        attributes.append((URL_FULL, prefix))
+    else:
+        texts.append(TextColumn(URL_FULL, prefix, URL_FULL))
+    if target.cut:
+        cut.append(URL_FULL)
+
+
+def _server(head: Head, target: TargetClass) -> _Server:
+    """Name the server and the scheme it was asked for by."""
+    scheme = target.scheme or "http"
+    if head.server and head.forwarded_proto and not head.cut(Slot.FORWARDED_PROTO):
+        # Of several proxies the first one saw the original request.
+        first = head.forwarded_proto.partition(",")[0].strip()
+        if _SCHEME.fullmatch(first):
+            scheme = first.lower()
+    named = target.authority or head.host.rpartition("@")[2].strip()
+    if named:
+        half = not target.authority and head.cut(Slot.HOST)
+        address, port = _host_port(named)
+        if half:
+            port = None
+        elif port is None and head.family != Family.UNIX:
+            port = _DEFAULT_PORTS.get(scheme)
+        return _Server(address, port, scheme, named, half)
+    if head.family == Family.UNIX:
+        # No URL scheme says "HTTP over this socket"; this one is what clients have agreed on.
+        url_scheme = scheme if head.server else "http+unix"
+        half = head.cut(Slot.UNIX_PATH)
+        return _Server(head.unix_path, None, url_scheme, quote(head.unix_path, safe=""), half)
+    address = _address(head.family, head.local_address if head.server else head.remote_address)
+    authority = f"[{address}]" if ":" in address else address
+    if head.server_port != _DEFAULT_PORTS.get(scheme):
+        authority += f":{head.server_port}"
+    return _Server(address, head.server_port if address else None, scheme, authority, False)
+
+
+def _network(
+    head: Head,
+    settings: Settings,
+    attributes: list[tuple[str, AttributeValue]],
+    ints: list[IntColumn],
+    cut: list[str],
+) -> None:
+    """Add client.* and network.*."""
+    wanted = settings.opt_in
+    unix = head.family == Family.UNIX
+    if unix:
+        # A client's socket has no name; the path is the server's end.
+        peer = "" if head.server else head.unix_path
+        local = head.unix_path if head.server else ""
+        if head.cut(Slot.UNIX_PATH) and peer:
+            cut.append("network.peer.address")
+    else:
+        peer = _address(head.family, head.remote_address)
+        local = _address(head.family, head.local_address)
+
+    if head.server:
+        client, client_port = _forwarded_for(head)
+        if client:
+            attributes.append(("client.address", client))
+            if "," not in head.forwarded_for and head.cut(Slot.FORWARDED_FOR):
+                cut.append("client.address")
+            if client_port is not None and "client.port" in wanted:
+                attributes.append(("client.port", client_port))
+        elif peer:
+            attributes.append(("client.address", peer))
+            if not unix and "client.port" in wanted:
+                ints.append(IntColumn("client.port", PEER_PORT))
+    if peer:
+        attributes.append(("network.peer.address", peer))
+        if not unix and head.server:
+            ints.append(IntColumn("network.peer.port", PEER_PORT))
+        elif not unix:
+            attributes.append(("network.peer.port", head.server_port))
+    if local and "network.local.address" in wanted:
+        attributes.append(("network.local.address", local))
+    if local and not unix and "network.local.port" in wanted:
+        ints.append(IntColumn("network.local.port", LOCAL_PORT))
+    if "network.transport" in wanted:
+        attributes.append(("network.transport", "unix" if unix else "tcp"))
+    if peer and not unix and "network.type" in wanted:
+        attributes.append(("network.type", "ipv6" if ":" in peer else "ipv4"))
+    if head.version:
+        attributes.append(("network.protocol.version", f"{head.version // 10}.{head.version % 10}"))
+
+
+def _forwarded_for(head: Head) -> tuple[str, int | None]:
+    """Return the client that the first proxy saw, and its port if the header has it."""
+    first = head.forwarded_for.partition(",")[0].strip()
+    if not first or first.lower() == "unknown":
+        return "", None
+    if first.count(":") > 1 and not first.startswith("["):
+        return first, None
+    return _host_port(first)
+
+
+def _host_port(text: str) -> tuple[str, int | None]:
+    """Split `host[:port]`; an IPv6 address loses its brackets, what is malformed stays whole."""
+    match = _HOST_PORT.fullmatch(text)
+    if not match or not match[3]:
+        return (match[1] or match[2] if match else text), None
+    port = int(match[3])
+    return (match[1] or match[2], port) if port < 1 << 16 else (text, None)
+
+
+@lru_cache(maxsize=4096)
+def _address(family: int, packed: bytes) -> str:
+    """Return an IP address as text; IPv6 that only wraps IPv4 as IPv4. "" for other families."""
+    if family == Family.INET:
+        return str(ipaddress.IPv4Address(packed[:4]))
+    if family != Family.INET6:
+        return ""
+    if packed.startswith(_V4_MAPPED):
+        return str(ipaddress.IPv4Address(packed[12:]))
+    return str(ipaddress.IPv6Address(packed))
+
+
+def text_of(raw: bytes) -> str:
+    """Decode a header field's value."""
+    return raw.decode("utf-8", "replace")
+
+
+def unix_path_of(raw: bytes) -> str:
+    """Decode a socket's path; a name in the abstract namespace begins with `@`, as in ss(8)."""
+    named = raw.rstrip(b"\0")
+    return text_of(b"@" + named[1:] if named.startswith(b"\0") else named)
