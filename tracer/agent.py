@@ -1,0 +1,397 @@
+"""`wirespan run`: wires kernel, pipeline, sinks, exporter and control, and ends them in order.
+
+The only module that knows all the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Literal, cast
+
+from proto.wirespan.v1 import control_pb2
+from tracer import installed, render, status
+from tracer.clock import unix_offset_ns
+from tracer.control import Control, ControlServer
+from tracer.errors import UsageError, WirespanError
+from tracer.export import Exporter
+from tracer.export_config import ExportConfig
+from tracer.flows import Reassembler
+from tracer.instance import InstanceLock
+from tracer.kernel.loader import Filters, Kernel, Settings
+from tracer.losses import KERNEL, USER
+from tracer.metrics import Metrics, wanted
+from tracer.monitor import Gauges, Monitor
+from tracer.options import RunOptions, environment
+from tracer.pipeline import Pipeline
+from tracer.process import ProcessTable
+from tracer.protocols import base
+from tracer.resource import host_attributes, tracer_attributes
+from tracer.routes import RouteTable
+from tracer.sinks import Output, Render, Sink, TailHub
+
+SAMPLE_S = 1.0
+# How long each part of the end may take: the ring, then output, spans, metrics.
+DRAIN_S, OUTPUT_S, EXPORT_S, METRICS_S = 3.0, 20.0, 5.0, 1.0
+MAX_ROUTES = 1_000
+# How long a thread may keep the interpreter from another, in seconds: the ring fills meanwhile.
+SWITCH_S = 0.001
+
+# What tracer.export calls its reasons -> what tracer.losses does.
+EXPORT_LOSSES: Mapping[str, str] = {
+    "queue_full": "export_queue_full",
+    "rejected": "export_rejected",
+    "failed": "export_failed",
+    "encode": "export_encode",
+    "closed": "export_unsent",
+}
+
+RENDERS: Mapping[int, Render] = {
+    control_pb2.FORMAT_TEXT: render.text_lines,
+    control_pb2.FORMAT_JSON: render.json_lines,
+}
+
+
+def run(options: RunOptions) -> int:
+    """Trace until told to stop. Returns the exit code; raises WirespanError."""
+    sys.setswitchinterval(SWITCH_S)
+    with ExitStack() as stack:
+        return Agent(options, stack).run()
+
+
+class Agent:
+    """One run. Everything that must be undone is on `stack`, in case of failure as well."""
+
+    def __init__(self, options: RunOptions, stack: ExitStack) -> None:
+        """Load the programs and connect all parts; nothing is attached yet."""
+        self._options = options
+        self._stop = threading.Event()
+        self._failure = ""
+        environ = environment(options, os.environ)
+        config = _export_config(options)
+        self._config = config
+
+        lock = InstanceLock(options.socket)
+        lock.acquire()
+        stack.callback(lock.release)
+
+        self._exporter: Exporter | None = None
+        if config:
+            self._exporter = Exporter(config)
+            stack.callback(self._exporter.close, 0.0)
+
+        kernel = Kernel(
+            installed.object_path(),
+            _filters(options),
+            Settings(ring_bytes=options.ring_bytes, max_connections=options.max_connections),
+        )
+        kernel.load()
+        self._kernel = status.KernelView(kernel)
+        stack.callback(self._kernel.close)
+        self._loaded = kernel
+        if options.program_stats:
+            stack.callback(os.close, kernel.enable_stats())
+
+        self._hub = TailHub()
+        self._output: Output | None = None
+        if options.output != "none":
+            self._output = Output(
+                1,
+                _render(options.output),
+                self._output_broken,
+                lambda: self._pipeline.busy(),
+            )
+        self._reassembler = Reassembler(
+            ProcessTable(host_attributes(environ)),
+            RouteTable(MAX_ROUTES),
+            base.Settings(
+                query=cast(Literal["mask", "raw", "drop"], options.query),
+                seed=secrets.randbits(64),
+            ),
+        )
+        sinks: list[Sink] = [self._hub]
+        sinks += [sink for sink in (self._exporter, self._output) if sink]
+        self._pipeline = Pipeline(
+            kernel.ring, self._reassembler.feed, unix_offset_ns, sinks, self._feed_failed
+        )
+        self._metrics: Metrics | None = None
+        self._monitor = Monitor(self._counts, self._losses, self._gauges)
+        self._control = ControlServer(
+            options.socket,
+            Control(self._status, self._hub, RENDERS),
+        )
+        if wanted(environ):
+            # The SDK reads its settings from here and nowhere else.
+            os.environ.update(environ)
+            protocol = config.protocol if config else "http/protobuf"
+            self._metrics = Metrics(
+                self._monitor, tracer_attributes(environ), environ, protocol, say
+            )
+
+    def run(self) -> int:
+        """Attach, serve, wait, and end in the order in which spans flow."""
+        with _signals(self._stop):
+            if self._output:
+                self._output.start()
+            self._pipeline.start()
+            try:
+                self._control.start()
+                self._loaded.attach()
+                self._banner()
+                with _ready_file(self._options.ready_file):
+                    self._wait()
+            finally:
+                self._end()
+        say(summary(self._counts(), self._losses()))
+        if self._failure:
+            raise WirespanError(self._failure)
+        return 0
+
+    def _wait(self) -> None:
+        """Sample counts once a second until it is time to stop."""
+        duration = self._options.duration_s
+        end = time.monotonic() + duration if duration is not None else float("inf")
+        self._monitor.sample()
+        while not self._stop.wait(max(0.0, min(SAMPLE_S, end - time.monotonic()))):
+            self._monitor.sample()
+            if time.monotonic() >= end:
+                return
+            if not self._pipeline.alive:
+                self._failure = "tracing stopped: the ring could not be read any more"
+                return
+
+    def _end(self) -> None:
+        """Take what is on its way to where it goes, each part in bounded time."""
+        self._pipeline.stop(DRAIN_S)
+        self._kernel.close()
+        self._hub.close()
+        if self._output:
+            self._output.close(OUTPUT_S)
+        if self._exporter:
+            self._exporter.close(EXPORT_S)
+        if self._metrics:
+            self._metrics.close(METRICS_S)
+        self._control.close()
+
+    def _output_broken(self, why: str) -> None:
+        # Nobody reads any more, as in `wirespan run | head`: done, unless something failed.
+        if why:
+            self._failure = f"cannot write to standard output: {why}"
+        self._stop.set()
+
+    def _feed_failed(self, error: BaseException) -> None:
+        say(f"records could not be made into spans: {type(error).__name__}: {error}")
+
+    def _counts(self) -> dict[str, int]:
+        pipeline = self._pipeline
+        counts = self._kernel.counts()
+        counts |= {
+            "records": pipeline.records,
+            "batches": pipeline.batches,
+            "server_spans": pipeline.server_spans,
+            "client_spans": pipeline.client_spans,
+        }
+        if self._output:
+            counts["output_spans"] = self._output.written
+        if self._metrics:
+            counts["metrics_failed"] = self._metrics.failures
+        return counts
+
+    def _losses(self) -> dict[str, int]:
+        """Every loss there can be, by short name, the kernel's first."""
+        losses = {loss.name: 0 for loss in (*KERNEL.values(), *USER.values())}
+        losses |= self._kernel.losses()
+        losses |= self._reassembler.losses()
+        losses["reader_full"] = self._pipeline.reader_full
+        losses["feed_failed"] = self._pipeline.failed
+        losses["tail_full"] = self._hub.dropped
+        if self._output:
+            losses["output_full"] = self._output.dropped
+        if self._exporter:
+            dropped = self._exporter.stats().dropped
+            losses |= {EXPORT_LOSSES[reason]: count for reason, count in dropped.items()}
+        return losses
+
+    def _gauges(self) -> Gauges:
+        return Gauges(
+            ring_bytes=self._loaded.settings.ring_bytes or 0,
+            ring_fill=self._kernel.ring_fill(),
+            buffer_bytes=self._pipeline.buffer_bytes,
+            buffer_fill=self._pipeline.buffer_fill(),
+            export_queued=self._exporter.stats().queued_spans if self._exporter else 0,
+        )
+
+    def _status(self) -> control_pb2.StatusReply:
+        return status.reply(
+            installed.version(),
+            filter_flags(self._options),
+            self._kernel,
+            self._monitor,
+            self._export_status,
+            len(self._hub),
+        )
+
+    def _export_status(self) -> status.Export | None:
+        if self._config is None or self._exporter is None:
+            return None
+        stats = self._exporter.stats()
+        counts = {
+            "exported_spans": stats.exported_spans,
+            "exported_bytes": stats.exported_bytes,
+            "queued_spans": stats.queued_spans,
+            "requests": stats.requests,
+            "retries": stats.retries,
+        }
+        return status.Export(self._config.endpoint, self._config.protocol, counts, stats.last_error)
+
+    def _banner(self) -> None:
+        attached = sum(program.attached for program in self._kernel.programs())
+        what = " ".join(filter_flags(self._options)) or "this whole host"
+        say(f"{attached} programs attached, tracing {what}")
+        say(f"spans go to {self._destinations()}; status and tail: {self._options.socket}")
+
+    def _destinations(self) -> str:
+        places = []
+        if self._output:
+            places.append(f"standard output ({self._options.output})")
+        export = self._export_status()
+        if export:
+            places.append(f"{export.endpoint} ({export.protocol})")
+        return " and ".join(places) or "nobody (set --otlp-endpoint)"
+
+
+def say(text: str) -> None:
+    """Talk on standard error, even where nobody listens any more."""
+    with contextlib.suppress(OSError, ValueError):
+        print(f"wirespan: {text}", file=sys.stderr, flush=True)
+
+
+def summary(counts: Mapping[str, int], losses: Mapping[str, int]) -> str:
+    """One line on what a run came to."""
+    server, client = counts["server_spans"], counts["client_spans"]
+    lost = ", ".join(f"{name} {value}" for name, value in losses.items() if value)
+    return f"{server + client} spans ({server} server, {client} client); lost: {lost or 'nothing'}"
+
+
+def filter_flags(options: RunOptions) -> tuple[str, ...]:
+    """The filters of a run, written as its flags."""
+    flags: list[str] = []
+    for prefix, chosen in (("", options.include), ("exclude-", options.exclude)):
+        for name, values in (
+            ("port", chosen.ports),
+            ("exe", chosen.exes),
+            ("pid", chosen.pids),
+            ("cgroup", chosen.cgroups),
+        ):
+            flags += [f"--{prefix}{name}={value}" for value in values]
+    return tuple(flags)
+
+
+def _render(output: str) -> Render:
+    """How to print on standard output; colours only for a terminal, see https://no-color.org/."""
+    if output == "json":
+        return render.json_lines
+    color = os.isatty(1) and not os.environ.get("NO_COLOR")
+    return partial(render.text_lines, color=color)
+
+
+def _filters(options: RunOptions) -> Filters:
+    keep, leave = options.include, options.exclude
+    return Filters(
+        ports=keep.ports,
+        exclude_ports=leave.ports,
+        pids=keep.pids,
+        exclude_pids=leave.pids,
+        exes=keep.exes,
+        exclude_exes=leave.exes,
+        cgroups=keep.cgroups,
+        exclude_cgroups=leave.cgroups,
+    )
+
+
+def _export_config(options: RunOptions) -> ExportConfig | None:
+    """Where spans are exported to; None where nothing names an endpoint.
+
+    OTEL_TRACES_EXPORTER=none keeps spans here although an endpoint is set.
+    """
+    flags = dict(options.otlp)
+    exporters = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if "endpoint" not in flags and (
+        not ExportConfig.requested(os.environ) or "otlp" not in exporters.split(",")
+    ):
+        return None
+    try:
+        return ExportConfig.from_environment(
+            os.environ,
+            endpoint=flags.get("endpoint"),
+            protocol=flags.get("protocol"),
+            headers=flags.get("headers"),
+            compression=flags.get("compression"),
+            timeout=flags.get("timeout"),
+            certificate=flags.get("certificate"),
+            insecure=True if "insecure" in flags else None,
+        )
+    except UsageError as error:
+        # What it calls an argument is a flag here.
+        raise UsageError(re.sub(r"^OTLP (\w+):", r"--otlp-\1:", str(error)), error.hint) from None
+
+
+@contextlib.contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Let SIGINT, SIGTERM and SIGHUP set `stop`; a second one ends the process as usual.
+
+    SIGHUP stays ignored where it was (nohup).
+    """
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        wanted.append(signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in wanted}
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        stop.set()
+        for each in wanted:
+            signal.signal(each, signal.SIG_DFL)
+
+    for number in wanted:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ready_file(name: str) -> Iterator[None]:
+    """Keep a file with this process's id while programs are attached; "" for none.
+
+    It appears whole or not at all. Raises WirespanError where it can't be written.
+    """
+    if not name:
+        yield
+        return
+    path = Path(name)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        fresh.write_text(f"{os.getpid()}\n", encoding="ascii")
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise WirespanError(
+            f"cannot write the ready file {path}: {error.strerror}", "see --ready-file"
+        ) from None
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

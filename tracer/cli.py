@@ -1,0 +1,77 @@
+"""The command `wirespan`: arguments in, exit code out.
+
+What a command needs is imported when it runs: `--help` must not wait for numpy and gRPC,
+and a tracer must not carry what it does not use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+
+from tracer.errors import WirespanError
+from tracer.options import (
+    DoctorOptions,
+    Options,
+    RunOptions,
+    StatusOptions,
+    TailOptions,
+    parse,
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit code: 0 done, 1 failed, 2 wrong usage."""
+    try:
+        code = _dispatch(parse(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()
+        return code
+    except WirespanError as error:
+        report(error)
+        return error.exit_code
+    except BrokenPipeError:
+        # The reader has seen enough. Python would complain once more while it exits.
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130  # as a shell reports SIGINT
+
+
+def report(error: WirespanError) -> None:
+    """Print what failed and what to do on standard error."""
+    print(f"wirespan: {error}", file=sys.stderr)
+    if error.hint:
+        print(f"hint: {error.hint}", file=sys.stderr)
+
+
+def _dispatch(options: Options) -> int:
+    match options:
+        case RunOptions():
+            from tracer import agent
+
+            return agent.run(options)
+        case StatusOptions():
+            from tracer import client
+
+            return client.status(options.socket, options.json)
+        case TailOptions():
+            from tracer import client
+
+            return client.tail(options.socket, options.filter, options.output)
+        case DoctorOptions():
+            from tracer.doctor import doctor
+            from tracer.installed import OBJECT
+
+            return doctor(OBJECT, options.json, sys.stdout)
+        case _:
+            from tracer.installed import version
+
+            print(f"wirespan {version() or '(not installed)'}")
+            return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

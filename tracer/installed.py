@@ -1,0 +1,29 @@
+"""What was installed with this code: its version, the compiled eBPF object."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
+from pathlib import Path
+
+from tracer.errors import WirespanError
+
+OBJECT = Path(__file__).parent / "objects" / "tracer.bpf.o"
+
+
+def version() -> str:
+    """The version of the distribution; "" in a source tree that is not installed."""
+    try:
+        return _version("wirespan")
+    except PackageNotFoundError:
+        return ""
+
+
+def object_path() -> Path:
+    """Where the eBPF object is; raises WirespanError where it was not built."""
+    if not OBJECT.is_file():
+        raise WirespanError(
+            f"cannot load programs: {OBJECT} does not exist",
+            "in a clone, build it: make build",
+        )
+    return OBJECT

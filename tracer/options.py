@@ -1,0 +1,480 @@
+"""The command line as data: what can be asked for, its defaults, units and help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from tracer.errors import UsageError
+from tracer.instance import DEFAULT_SOCKET, MAX_SOCKET_PATH, SOCKET_VARIABLE
+
+RING_BYTES = 16 * 1024 * 1024
+MAX_RING_BYTES = 1024 * 1024 * 1024
+CONNECTIONS = 16_384
+MAX_CONNECTIONS = 4_194_304
+PAGE_BYTES = 4096
+MAX_TIMEOUT_S = 3_600.0
+
+_SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Processes and connections, each list or'ed: as chosen by --port, --exe, --pid, --cgroup."""
+
+    ports: tuple[int, ...] = ()
+    exes: tuple[str, ...] = ()
+    pids: tuple[int, ...] = ()
+    cgroups: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """`wirespan run`.
+
+    otlp: by the last part of OTEL_EXPORTER_OTLP_... in lower case, what stands above the
+        environment; in the form of the variable.
+    """
+
+    include: Selection
+    exclude: Selection
+    output: str
+    ready_file: str
+    ring_bytes: int
+    max_connections: int
+    query: str
+    otlp: tuple[tuple[str, str], ...]
+    socket: str
+    duration_s: float | None
+    program_stats: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StatusOptions:
+    """`wirespan status`."""
+
+    socket: str
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TailOptions:
+    """`wirespan tail`."""
+
+    socket: str
+    filter: str
+    output: str
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorOptions:
+    """`wirespan doctor`."""
+
+    json: bool
+
+
+@dataclass(frozen=True, slots=True)
+class VersionOptions:
+    """`wirespan version`."""
+
+
+Options = RunOptions | StatusOptions | TailOptions | DoctorOptions | VersionOptions
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with this program's form of error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message.removeprefix("argument "), f"see {self.prog} --help")
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str, **settings: Any) -> None:
+        super().__init__(prog, max_help_position=32, **settings)
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Read the command line; raises UsageError, or SystemExit(0) after --help."""
+    parser = build_parser()
+    found = parser.parse_args(arguments)
+    make: Callable[[argparse.Namespace], Options] = found.make
+    return make(found)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the whole command line."""
+    parser = _Parser(
+        prog="wirespan",
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+        description="Trace this host's HTTP exchanges from its kernel, as OpenTelemetry spans.",
+        epilog=(
+            "examples:\n"
+            "  wirespan doctor                 can this kernel and user trace?\n"
+            "  wirespan run                    a line for each exchange of this host\n"
+            "  wirespan status                 what runs, how fast, what was lost\n"
+            "  wirespan tail 'status>=500'     only failures, from the tracer that runs\n"
+            "\n"
+            "exit status: 0 done, 1 failed, 2 wrong usage"
+        ),
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    _add_run(commands)
+    _add_status(commands)
+    _add_tail(commands)
+    _add_doctor(commands)
+    version = _command(commands, "version", "print the version and exit", "")
+    version.set_defaults(make=lambda _: VersionOptions())
+    return parser
+
+
+def _command(commands: Any, name: str, help_: str, epilog: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=help_,
+        description=help_[0].upper() + help_[1:] + ".",
+        epilog=epilog,
+        formatter_class=_Formatter,
+        allow_abbrev=False,
+    )
+    return parser
+
+
+def _add_run(commands: Any) -> None:
+    run = _command(
+        commands,
+        "run",
+        "trace until SIGINT or SIGTERM",
+        "examples:\n"
+        "  wirespan run\n"
+        "  wirespan run --port 8080 --exclude-exe /usr/bin/curl\n"
+        "  wirespan run --output json --cgroup system.slice/nginx.service > spans.jsonl\n"
+        "  wirespan run --output none --otlp-endpoint http://localhost:4317\n"
+        "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 \\\n"
+        "    OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf wirespan run\n"
+        "\n"
+        "Needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; `wirespan doctor` tells.",
+    )
+    which = run.add_argument_group(
+        "what to trace",
+        "Filtered in the kernel. Each option may be repeated: any of its values will do, but an\n"
+        "exchange must pass every kind of option given. Excluding wins. Default: everything.",
+    )
+    for prefix, verb in (("", "only"), ("exclude-", "not")):
+        which.add_argument(
+            f"--{prefix}port", metavar="N", type=_port(f"--{prefix}port"), action="append",
+            default=[], help=f"{verb} connections with this TCP port on either end",
+        )  # fmt: skip
+        which.add_argument(
+            f"--{prefix}exe", metavar="EXE", type=_exe(f"--{prefix}exe"), action="append",
+            default=[], help=f"{verb} processes that run this executable: a path, or a file name",
+        )  # fmt: skip
+        which.add_argument(
+            f"--{prefix}pid", metavar="PID", type=_pid(f"--{prefix}pid"), action="append",
+            default=[], help=f"{verb} this process (its threads, not its children)",
+        )  # fmt: skip
+        which.add_argument(
+            f"--{prefix}cgroup", metavar="PATH", type=_text(f"--{prefix}cgroup"),
+            action="append", default=[],
+            help=f"{verb} processes in this cgroup or below it: a directory, absolute or "
+            "relative to where cgroup v2 is mounted",
+        )  # fmt: skip
+
+    out = run.add_argument_group("output")
+    out.add_argument(
+        "--output", choices=("text", "json", "none"), default="text",
+        help="one line a span on standard output, for people or as JSON (default: text)",
+    )  # fmt: skip
+    out.add_argument(
+        "--query", choices=("mask", "raw", "drop"), default="mask",
+        help="url.query: values replaced by REDACTED, as sent, or absent (default: mask)",
+    )  # fmt: skip
+    out.add_argument(
+        "--ready-file", metavar="PATH", type=_text("--ready-file"),
+        help="create PATH, with the process id in it, once every program is attached; "
+        "removed at exit",
+    )  # fmt: skip
+    out.add_argument(
+        "--duration", metavar="SECONDS", type=_seconds("--duration"), default=None,
+        help="stop by itself after this time (default: never)",
+    )  # fmt: skip
+
+    otlp = run.add_argument_group(
+        "OTLP export",
+        "Each option overrides the OTEL_* variable named; all other variables of the OTLP\n"
+        "exporter specification, OTEL_RESOURCE_ATTRIBUTES and OTEL_METRICS_EXPORTER count too.\n"
+        "Without an endpoint nothing is exported.",
+    )
+    otlp.add_argument(
+        "--otlp-endpoint", metavar="URL", type=_endpoint,
+        help="for example http://localhost:4317 (OTEL_EXPORTER_OTLP_ENDPOINT)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-protocol", choices=("grpc", "http/protobuf"),
+        help="default: grpc for port 4317, else http/protobuf (OTEL_EXPORTER_OTLP_PROTOCOL)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-header", metavar="NAME=VALUE", type=_header, action="append", default=[],
+        help="sent with every request; may be repeated (OTEL_EXPORTER_OTLP_HEADERS)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-compression", choices=("none", "gzip"),
+        help="default: none (OTEL_EXPORTER_OTLP_COMPRESSION)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-timeout", metavar="SECONDS", type=_seconds("--otlp-timeout"),
+        help="per request, default: 10 (OTEL_EXPORTER_OTLP_TIMEOUT, in ms)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-certificate", metavar="FILE", type=_text("--otlp-certificate"),
+        help="PEM file of the authority to trust (OTEL_EXPORTER_OTLP_CERTIFICATE)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--insecure", action="store_true",
+        help="no TLS for a gRPC endpoint HOST:PORT (OTEL_EXPORTER_OTLP_INSECURE)",
+    )  # fmt: skip
+
+    limits = run.add_argument_group("limits")
+    limits.add_argument(
+        "--ring-size", metavar="BYTES", type=_ring_size, default=RING_BYTES,
+        help="of the ring between kernel and tracer: a power of two, suffixes K, M, G "
+        f"(default: {RING_BYTES // 1024**2}M)",
+    )  # fmt: skip
+    limits.add_argument(
+        "--max-connections", metavar="N", type=_count("--max-connections"),
+        default=CONNECTIONS,
+        help=f"connections followed at one time (default: {CONNECTIONS})",
+    )  # fmt: skip
+    control = run.add_argument_group("control")
+    _add_socket(control)
+    control.add_argument(
+        "--program-stats", action="store_true",
+        help="have the kernel count and time the runs of each program, for `wirespan status`; "
+        "costs some 20 ns a run",
+    )  # fmt: skip
+    run.set_defaults(make=_run_options)
+
+
+def _add_status(commands: Any) -> None:
+    status = _command(
+        commands,
+        "status",
+        "show what the running tracer has attached, counted and lost",
+        "examples:\n  wirespan status\n  wirespan status --json | jq .losses",
+    )
+    status.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    _add_socket(status)
+    status.set_defaults(make=lambda found: StatusOptions(found.control_socket, found.json))
+
+
+def _add_tail(commands: Any) -> None:
+    tail = _command(
+        commands,
+        "tail",
+        "show exchanges of the running tracer as they end",
+        "A filter is terms, all of which must hold: KEY OP VALUE without spaces.\n"
+        "  KEY  service, kind, method, path, route, status, duration, peer, pid, name,\n"
+        "       or an attribute's full name\n"
+        "  OP   = != > >= < <=, ~ (contains), !~ (does not contain)\n"
+        "  durations have a unit: ns, us, ms or s\n"
+        "\n"
+        "examples:\n"
+        "  wirespan tail\n"
+        "  wirespan tail 'service=web status>=500'\n"
+        "  wirespan tail kind=server method=GET 'path~/api' 'duration>100ms'\n"
+        "  wirespan tail --output json user_agent.original~curl",
+    )
+    tail.add_argument("filter", metavar="FILTER", nargs="*", help="default: every span")
+    tail.add_argument(
+        "--output", choices=("text", "json"), default="text",
+        help="lines for people, or a JSON object a line (default: text)",
+    )  # fmt: skip
+    _add_socket(tail)
+    tail.set_defaults(
+        make=lambda found: TailOptions(found.control_socket, " ".join(found.filter), found.output)
+    )
+
+
+def _add_doctor(commands: Any) -> None:
+    doctor = _command(
+        commands,
+        "doctor",
+        "say what this kernel and user can and cannot do",
+        "examples:\n  wirespan doctor\n  wirespan doctor --json\n\n"
+        "exit status: 0 where tracing will work, 1 where not",
+    )
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of words")
+    doctor.set_defaults(make=lambda found: DoctorOptions(found.json))
+
+
+def _add_socket(parser: Any) -> None:
+    parser.add_argument(
+        "--control-socket", metavar="PATH", type=_socket,
+        default=os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET,
+        help=f"Unix socket of the tracer's control service (default: {DEFAULT_SOCKET}, "
+        f"or {SOCKET_VARIABLE})",
+    )  # fmt: skip
+
+
+def _run_options(found: argparse.Namespace) -> RunOptions:
+    def selection(prefix: str) -> Selection:
+        return Selection(
+            *(tuple(getattr(found, prefix + name)) for name in ("port", "exe", "pid", "cgroup"))
+        )
+
+    return RunOptions(
+        include=selection(""),
+        exclude=selection("exclude_"),
+        output=found.output,
+        ready_file=found.ready_file or "",
+        ring_bytes=found.ring_size,
+        max_connections=found.max_connections,
+        query=found.query,
+        otlp=_otlp_flags(found),
+        socket=found.control_socket,
+        duration_s=found.duration,
+        program_stats=found.program_stats,
+    )
+
+
+def _otlp_flags(found: argparse.Namespace) -> tuple[tuple[str, str], ...]:
+    """The OTLP flags given, named and written as the variables are: headers in one, ms."""
+    timeout = found.otlp_timeout
+    values = {
+        "endpoint": found.otlp_endpoint,
+        "protocol": found.otlp_protocol,
+        "headers": ",".join(found.otlp_header),
+        "compression": found.otlp_compression,
+        "timeout": str(round(timeout * 1000)) if timeout is not None else None,
+        "certificate": found.otlp_certificate,
+        "insecure": "true" if found.insecure else None,
+    }
+    return tuple((name, value) for name, value in values.items() if value)
+
+
+def environment(options: RunOptions, environ: Mapping[str, str]) -> dict[str, str]:
+    """What `environ` becomes under the flags of `options`; `environ` stays as it is.
+
+    A flag speaks for traces and metrics alike, so it also hides what the environment
+    says for one signal only (OTEL_EXPORTER_OTLP_TRACES_...).
+    Source: https://opentelemetry.io/docs/specs/otel/protocol/exporter/
+    """
+    merged = dict(environ)
+    for name, value in options.otlp:
+        merged[f"OTEL_EXPORTER_OTLP_{name.upper()}"] = value
+        for signal in ("TRACES", "METRICS"):
+            merged.pop(f"OTEL_EXPORTER_OTLP_{signal}_{name.upper()}", None)
+    return merged
+
+
+def _whole(option: str, least: int, most: int, what: str) -> Callable[[str], int]:
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
+            raise UsageError(f"{option}: {text!r} is not {what}", f"{least} to {most}")
+        return int(text)
+
+    return read
+
+
+def _port(option: str) -> Callable[[str], int]:
+    return _whole(option, 1, 65_535, "a TCP port")
+
+
+def _pid(option: str) -> Callable[[str], int]:
+    return _whole(option, 1, 4_194_304, "a process id")
+
+
+def _count(option: str) -> Callable[[str], int]:
+    return _whole(option, 1, MAX_CONNECTIONS, "a number of connections")
+
+
+def _text(option: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if not text or "\0" in text:
+            raise UsageError(f"{option}: the value is empty", "leave the option out instead")
+        return text
+
+    return read
+
+
+def _exe(option: str) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        # Relative to what? The tracer's directory is nobody else's.
+        if "/" in _text(option)(text) and not os.path.isabs(text):
+            raise UsageError(
+                f"{option}: {text!r} is neither an absolute path nor a file name",
+                "`readlink /proc/PID/exe` shows the path of a process",
+            )
+        return text
+
+    return read
+
+
+def _seconds(option: str) -> Callable[[str], float]:
+    def read(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        limit = float("inf") if option == "--duration" else MAX_TIMEOUT_S
+        if not 0.001 <= seconds < float("inf") or seconds > limit:
+            raise UsageError(
+                f"{option}: {text!r} is not a time in seconds", "write for example 2.5"
+            )
+        return seconds
+
+    return read
+
+
+def _ring_size(text: str) -> int:
+    matched = _SIZE.fullmatch(text)
+    if matched is None or len(text) > 16:
+        raise UsageError(f"--ring-size: {text!r} is not a size in bytes", "write for example 16M")
+    size = int(matched[1]) * _SIZE_UNITS[matched[2].upper()]
+    if size & (size - 1) or not size:
+        near = max(PAGE_BYTES, 1 << size.bit_length())
+        raise UsageError(
+            f"--ring-size: {text} is not a power of two", f"the kernel wants one; next is {near}"
+        )
+    if not PAGE_BYTES <= size <= MAX_RING_BYTES:
+        raise UsageError(
+            f"--ring-size: {text} is out of range",
+            f"{PAGE_BYTES // 1024}K to {MAX_RING_BYTES // 1024**3}G",
+        )
+    return size
+
+
+def _endpoint(text: str) -> str:
+    # The rest of the URL is judged where the variables are, in tracer.export.
+    if not text.strip():
+        raise UsageError("--otlp-endpoint: the value is empty", "http://HOST:4317")
+    return text
+
+
+def _header(text: str) -> str:
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise UsageError(
+            f"--otlp-header: {text!r} is not NAME=VALUE", "write for example x-token=secret"
+        )
+    if not value.isprintable() or not value.isascii():
+        raise UsageError(f"--otlp-header: the value of {name} is not printable ASCII", "")
+    # The variable is a W3C Baggage list: these would end or alter the value.
+    escaped = re.sub(r'[%,; "\\]', lambda found: f"%{ord(found[0]):02X}", value)
+    return f"{name}={escaped}"
+
+
+def _socket(text: str) -> str:
+    if not text:
+        raise UsageError("--control-socket: the value is empty", "give a path")
+    if len(os.fsencode(text)) > MAX_SOCKET_PATH:
+        raise UsageError(
+            f"--control-socket: the path is longer than {MAX_SOCKET_PATH} bytes",
+            "the kernel takes no longer name for a Unix socket",
+        )
+    return text

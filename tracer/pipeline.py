@@ -1,0 +1,200 @@
+"""From the ring to the sinks: one thread empties the ring, another makes spans.
+
+The reader only copies, so that a slow moment of the worker fills a buffer of this process
+and not the kernel's ring, which loses what finds no room. Numpy releases the interpreter's
+lock while it copies and computes; both threads then make progress on two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.queues import BoundedQueue
+from tracer.sinks import Sink
+from tracer.spans import KIND_CLIENT, KIND_SERVER, Shape, SpanBatch
+
+Records = NDArray[np.void]
+
+# A burst of 100,000 exchanges, both sides traced, waits here at worst.
+BUFFER_BYTES = 128 * 1024 * 1024
+# Above this fill of the buffer the worker lags.
+BUSY_FILL = 0.05
+# Records per copy: the ring's space is free again after each.
+READ_RECORDS = 4_096
+# Records per batch of spans: beyond this, larger batches save nothing and add latency.
+BATCH_RECORDS = 8_192
+# How long to leave the ring alone. Each visit costs about as much as a hundred records,
+# so little traffic is visited seldom and much traffic often.
+MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
+FEW_RECORDS, MANY_RECORDS = 64, 2_048
+
+
+class RingLike(Protocol):
+    """What of tracer.kernel.ring.Ring is used here."""
+
+    def fileno(self) -> int:
+        """A descriptor that epoll finds readable when the kernel asks to be read."""
+
+    def read(self, max_records: int) -> NDArray[Any]:
+        """Records in place, oldest first, valid until `release`."""
+
+    def release(self) -> None:
+        """Give what was read back to the kernel."""
+
+    def fill(self) -> float:
+        """How full the ring is, from 0 to 1."""
+
+
+class Pipeline:
+    """Owns both threads. Counters may be read from any thread at any time.
+
+    feed: turns records and the distance from their clock to Unix time (ns) into spans.
+    offset_ns: measures that distance, once a batch.
+    on_failure: told once what went wrong, when `feed` raises what it should not; the
+        records are counted in `failed` and the pipeline goes on.
+    """
+
+    def __init__(
+        self,
+        ring: RingLike,
+        feed: Callable[[Records, int], SpanBatch],
+        offset_ns: Callable[[], int],
+        sinks: Sequence[Sink],
+        on_failure: Callable[[BaseException], None],
+        buffer_bytes: int = BUFFER_BYTES,
+    ) -> None:
+        self._ring = ring
+        self._feed = feed
+        self._offset_ns = offset_ns
+        self._sinks = tuple(sinks)
+        self._on_failure = on_failure
+        self._buffer: BoundedQueue[Records] = BoundedQueue(buffer_bytes)
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._stopping = False
+        self._drain_until = 0.0
+        self._started = False
+        self._shapes: Sequence[Shape] = ()
+        self._kinds: list[int] = []
+        self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
+        self.records = 0
+        self.batches = 0
+        self.server_spans = 0
+        self.client_spans = 0
+        self.reader_full = 0
+        self.failed = 0
+
+    def start(self) -> None:
+        """Start reading; records may come from now on."""
+        self._started = True
+        self._worker.start()
+        self._reader.start()
+
+    def stop(self, timeout: float) -> None:
+        """Empty the ring and work off what was read, in `timeout` seconds at most; once.
+
+        Traffic that goes on while the ring is emptied is not chased beyond half of that.
+        """
+        if self._stopping:
+            return
+        deadline = time.monotonic() + timeout
+        self._drain_until = time.monotonic() + timeout / 2
+        self._stopping = True
+        if not self._started:
+            os.close(self._stop_fd)
+            return
+        os.eventfd_write(self._stop_fd, 1)
+        self._reader.join(timeout)
+        self._buffer.close()
+        self._worker.join(max(0.0, deadline - time.monotonic()))
+        if not self._reader.is_alive():
+            os.close(self._stop_fd)
+
+    def buffer_fill(self) -> float:
+        """How full the buffer between reader and worker is, from 0 to 1."""
+        return self._buffer.fill()
+
+    def busy(self) -> bool:
+        """Whether records wait that the worker will not get to at once."""
+        return self._buffer.fill() > BUSY_FILL
+
+    @property
+    def buffer_bytes(self) -> int:
+        """What that buffer may hold."""
+        return self._buffer.max_bytes
+
+    @property
+    def alive(self) -> bool:
+        """Whether both threads are at work."""
+        return self._reader.is_alive() and self._worker.is_alive()
+
+    def _read(self) -> None:
+        wait = START_WAIT
+        with select.epoll() as poll:
+            # Edge-triggered: programs wake the reader only when it lags. Level-triggered,
+            # one such wake-up would end every later wait at once while there is traffic.
+            poll.register(self._ring.fileno(), select.EPOLLIN | select.EPOLLET)
+            poll.register(self._stop_fd, select.EPOLLIN)
+            while not self._stopping:
+                poll.poll(wait)
+                wait = next_wait(wait, self._empty_ring())
+        while self._empty_ring() and time.monotonic() < self._drain_until:
+            pass
+
+    def _empty_ring(self) -> int:
+        """Copy what the ring holds, up to about its size, and return how many records."""
+        total = 0
+        while total < MANY_RECORDS * 16:
+            view = self._ring.read(READ_RECORDS)
+            count = len(view)
+            if not count:
+                break
+            records = view.copy()
+            self._ring.release()
+            if not self._buffer.put(records, records.nbytes):
+                self.reader_full += count
+            total += count
+        self.records += total
+        return total
+
+    def _work(self) -> None:
+        size = 0
+        while chunks := self._buffer.get_up_to(size):
+            records = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+            size = records.itemsize * BATCH_RECORDS
+            try:
+                batch = self._feed(records, self._offset_ns())
+                self._count(batch)
+                if len(batch):
+                    for sink in self._sinks:
+                        sink.submit(batch)
+            except Exception as error:  # one bad batch must not end all tracing
+                if not self.failed:
+                    self._on_failure(error)
+                self.failed += len(records)
+
+    def _count(self, batch: SpanBatch) -> None:
+        self.batches += 1
+        if batch.shapes is not self._shapes:
+            self._shapes, self._kinds = batch.shapes, []
+        self._kinds.extend(shape.kind for shape in batch.shapes[len(self._kinds) :])
+        kinds = np.asarray(self._kinds, dtype=np.int8)[batch.shape]
+        self.server_spans += int(np.count_nonzero(kinds == KIND_SERVER))
+        self.client_spans += int(np.count_nonzero(kinds == KIND_CLIENT))
+
+
+def next_wait(wait: float, records: int) -> float:
+    """How long to leave the ring alone, in seconds, after a wait that gathered `records`."""
+    if records < FEW_RECORDS:
+        return min(MAX_WAIT, wait * 2)
+    if records > MANY_RECORDS:
+        return max(MIN_WAIT, wait / 2)
+    return wait
