@@ -175,6 +175,9 @@ __noinline int recognise(struct io *io)
 		c->tx_seq = io->tx ? at : sock_write_seq(io);
 		c->rx_seq = io->tx ? sock_copied_seq(io) : at;
 	} else {
+		__u8 one = 1;
+
+		bpf_map_update_elem(&unix_users, &tgid, &one, BPF_ANY);
 		c->rec.family = AF_UNIX;
 		sock_unix_numbers(io, c);
 		io->seq += io->tx ? c->tx_seq : c->rx_seq;

@@ -43,6 +43,7 @@ enum io_op {
 struct io {
 	__u64 sk;
 	__u64 ino;
+	__u64 file;
 	__u64 start_ns; /* when the bytes began to move */
 	__u64 end_ns;	/* when they had moved; equal unless the send was deferred */
 	__u64 pid_tgid;

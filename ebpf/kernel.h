@@ -47,6 +47,10 @@
 
 #pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
 
+typedef struct {
+	int counter;
+} atomic_t;
+
 struct inode {
 	unsigned short i_mode;
 	unsigned long i_ino;
@@ -69,10 +73,23 @@ struct path {
 	struct dentry *dentry;
 };
 
+typedef struct {
+	long counter;
+} atomic_long_t;
+
+typedef struct {
+	atomic_long_t refcnt;
+} file_ref_t;
+
 struct file {
+	file_ref_t f_ref;
 	struct inode *f_inode;
 	struct path f_path;
 	void *private_data;
+};
+
+struct file___counted {
+	atomic_long_t f_count;
 };
 
 struct fdtable {
@@ -90,8 +107,13 @@ struct mm_struct {
 	unsigned long arg_end;
 };
 
+struct signal_struct {
+	atomic_t live;
+};
+
 struct task_struct {
 	int tgid;
+	struct signal_struct *signal;
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
 	__u64 start_boottime;
@@ -132,10 +154,6 @@ struct sock_common {
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
 };
-
-typedef struct {
-	int counter;
-} atomic_t;
 
 typedef struct refcount_struct {
 	atomic_t refs;

@@ -64,14 +64,25 @@ struct {
 	__type(value, __u64);
 } others SEC(".maps");
 
-/* Sends that may be cut short, between entry and exit; by thread. */
+/* Processes that use Unix connections we parse: their sockets are looked for when they end. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 1024);
+	__type(key, __u32);
+	__type(value, __u8);
+} unix_users SEC(".maps");
+
+/*
+ * Sends that may be cut short, between entry and exit; by thread. One that is evicted is
+ * noticed as a gap in the stream.
+ */
 struct pending_send {
 	__u64 sk;
 	__u64 start_ns;
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 1024);
 	__type(key, __u64);
 	__type(value, struct pending_send);

@@ -46,6 +46,7 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 		return 0;
 	}
 	io->sk = (__u64)sk;
+	io->file = (__u64)file;
 	io->ino = LOAD(struct inode, inode, i_ino);
 	return 1;
 }

@@ -9,6 +9,7 @@
  * but the sequence numbers tell afterwards that bytes went by.
  */
 #include "conn.bpf.h"
+#include "life.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -459,96 +460,5 @@ int work(void *ctx __attribute__((unused)))
 		many(io);
 		return 0;
 	}
-	return 0;
-}
-
-/* ---- ends of connections ---------------------------------------------------------------- */
-
-/* Raw arguments: struct sock *sk, int oldstate, int newstate. May run in softirq. */
-SEC("raw_tp/inet_sock_set_state")
-int set_state(struct bpf_raw_tracepoint_args *ctx)
-{
-	__u64 sk = ctx->args[0], now;
-	int state = ctx->args[2];
-	__u8 shutdown;
-	struct conn *c;
-
-	if (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE)
-		return 0;
-	c = bpf_map_lookup_elem(&conns, &sk);
-	if (!c)
-		return 0;
-	now = bpf_ktime_get_ns();
-	shutdown = LOAD(struct sock, (void *)sk, sk_shutdown);
-	if (state == TCP_CLOSE)
-		c->error = LOAD(struct sock, (void *)sk, sk_err);
-	if (state == TCP_CLOSE && c->error)
-		return 0; /* the application has yet to read what came before: tcp_destroy_sock */
-	if ((shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
-		end_conn(c, sk, FLOW_END_LOCAL, now);
-	else
-		end_sending(c, sk, now);
-	return 0;
-}
-
-/* The socket is freed; in case nothing told its end before. */
-SEC("raw_tp/tcp_destroy_sock")
-int destroy_sock(struct bpf_raw_tracepoint_args *ctx)
-{
-	__u64 sk = ctx->args[0];
-	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
-
-	if (c)
-		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
-	return 0;
-}
-
-/* ---- processes ----------------------------------------------------------------------------- */
-
-/* Raw arguments: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm. */
-SEC("raw_tp/sched_process_exec")
-int process_exec(struct bpf_raw_tracepoint_args *ctx)
-{
-	void *task = (void *)ctx->args[0], *bprm = (void *)ctx->args[2];
-	struct mm_struct *mm = LOAD(struct task_struct, task, mm);
-	__u32 tgid = LOAD(struct task_struct, task, tgid), n;
-	__u64 start, end;
-	struct flow_record *r;
-	struct io *io = io_get();
-	long len;
-
-	bpf_map_delete_elem(&verdicts, &tgid);
-	if (!io || !mm)
-		return 0;
-	r = &io->spare;
-	__builtin_memset(r, 0, sizeof(*r));
-	r->kind = FLOW_EXEC;
-	r->start_ns = bpf_ktime_get_ns();
-	r->tgid = tgid;
-	r->task_start_ns = LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
-				start_boottime);
-	r->cgroup_id = bpf_get_current_cgroup_id();
-	bpf_get_current_comm(r->comm, sizeof(r->comm));
-	len = bpf_probe_read_kernel_str(r->text, 128, LOAD(struct linux_binprm, bprm, filename));
-	if (len < 1)
-		len = 1;
-	r->fields[FLOW_TEXT_EXE].len = len - 1;
-	start = LOAD(struct mm_struct, mm, arg_start);
-	end = LOAD(struct mm_struct, mm, arg_end);
-	n = end - start;
-	if (end - start > 256) {
-		n = 256;
-		r->truncated = 1 << FLOW_TEXT_ARGV;
-	}
-	len &= 255;
-	if (!bpf_probe_read_user(&r->text[len & 127], n, (void *)start)) {
-		r->fields[FLOW_TEXT_ARGV].off = len;
-		r->fields[FLOW_TEXT_ARGV].len = n;
-		r->text_len = len + n;
-	}
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
-		lose(FLOW_LOSS_RING_FULL);
-	else
-		count(FLOW_COUNT_EXECS, 1);
 	return 0;
 }

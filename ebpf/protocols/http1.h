@@ -175,6 +175,14 @@ static __always_inline int h1_is_method_byte(__u8 c)
 	return (c >= 'A' && c <= 'Z') || c == '-' || c == '_';
 }
 
+/* Does a target begin so: origin-form, "*", absolute-form, or CONNECT's authority? */
+static __always_inline int h1_is_target_start(__u8 c)
+{
+	c |= 0x20;
+	return c == '/' || c == '*' || (c >= 'a' && c <= 'z') || (c >= '0' && c <= '9') ||
+	       c == ('[' | 0x20);
+}
+
 /*
  * Could these bytes be the start of a request? 1 yes, 0 no, -1 too few to tell.
  * The request line's end settles it, when "HTTP/1." must stand there.
@@ -192,10 +200,7 @@ static __always_inline int h1_detect(const struct h1_window *w)
 		if (c == ' ' && i >= 3) {
 			if (i + 1 >= n)
 				return -1;
-			c = h1_byte(w, w->pos + i + 1) | 0x20;
-			/* origin-form, "*", absolute-form, or CONNECT's authority */
-			return c == '/' || c == '*' || (c >= 'a' && c <= 'z') ||
-			       (c >= '0' && c <= '9') || c == ('[' | 0x20);
+			return h1_is_target_start(h1_byte(w, w->pos + i + 1));
 		}
 		if (!h1_is_method_byte(c))
 			return 0;
@@ -293,6 +298,11 @@ static __always_inline enum h1_step h1_step_method(struct h1_stream *s, struct f
 			return H1_MORE;
 		c = h1_byte(w, w->pos + i);
 		if (c == ' ' && i >= 3) {
+			if (i + 1 >= n)
+				return H1_MORE;
+			/* as h1_detect() demands: the answer may not depend on cuts */
+			if (!h1_is_target_start(h1_byte(w, w->pos + i + 1)))
+				return H1_INVALID;
 			r->method = h1_method(h1_load(w, w->pos), i);
 			if (r->method == FLOW_METHOD_OTHER) {
 				struct h1_word *text = (struct h1_word *)&r->text[H1_METHOD_OFF];

@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * life.bpf.h - hooks that tell when connections end and when processes begin or end.
+ */
+#ifndef WIRESPAN_LIFE_H
+#define WIRESPAN_LIFE_H
+
+#include "conn.bpf.h"
+
+#define MAX_FDS 65536 /* descriptors of a leaving process that are looked at */
+
+/* ---- ends of connections ---------------------------------------------------------------- */
+
+/* Raw arguments: struct sock *sk, int oldstate, int newstate. May run in softirq. */
+SEC("raw_tp/inet_sock_set_state")
+int set_state(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 sk = ctx->args[0], now;
+	int state = ctx->args[2];
+	__u8 shutdown;
+	struct conn *c;
+
+	if (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE)
+		return 0;
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (!c)
+		return 0;
+	now = bpf_ktime_get_ns();
+	shutdown = LOAD(struct sock, (void *)sk, sk_shutdown);
+	if (state == TCP_CLOSE)
+		c->error = LOAD(struct sock, (void *)sk, sk_err);
+	if (state == TCP_CLOSE && c->error)
+		return 0; /* the application has yet to read what came before: tcp_destroy_sock */
+	if ((shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
+		end_conn(c, sk, FLOW_END_LOCAL, now);
+	else
+		end_sending(c, sk, now);
+	return 0;
+}
+
+/* The socket is freed; in case nothing told its end before. */
+SEC("raw_tp/tcp_destroy_sock")
+int destroy_sock(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u64 sk = ctx->args[0];
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+
+	if (c)
+		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
+	return 0;
+}
+
+/* Unix sockets tell no state: their end is the last close of the file, or a shutdown. */
+
+/* Is this descriptor the file's last reference? */
+static __always_inline int last_reference(void *file)
+{
+	struct file___counted *counted = file;
+
+	/* Linux kernel commit 90ee6ed776c0 ("fs: port files to file_ref") (in v6.13) */
+	if (bpf_core_field_exists(((struct file *)file)->f_ref))
+		return LOAD(struct file, file, f_ref.refcnt.counter) == 0;
+	return LOAD(struct file___counted, counted, f_count.counter) == 1;
+}
+
+static __always_inline void unix_closed(__u64 sk, __u64 ino)
+{
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+
+	if (c && c->ino == ino)
+		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
+}
+
+SEC("tracepoint/syscalls/sys_enter_close")
+int enter_close(struct trace_event_raw_sys_enter *ctx)
+{
+	struct io *io = io_get();
+
+	if (io && sock_of_fd(io, ctx->args[0]) && !io->is_tcp && last_reference((void *)io->file))
+		unix_closed(io->sk, io->ino);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_enter_shutdown")
+int enter_shutdown(struct trace_event_raw_sys_enter *ctx)
+{
+	struct io *io = io_get();
+	struct conn *c;
+	__u64 sk;
+
+	if (!io || !ctx->args[1] || !sock_of_fd(io, ctx->args[0]) || io->is_tcp)
+		return 0;
+	sk = io->sk;
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (c && c->ino == io->ino)
+		end_sending(c, sk, bpf_ktime_get_ns());
+	return 0;
+}
+
+struct leaving {
+	struct io *io;
+	__u32 max_fds;
+};
+
+static long close_one(__u32 fd, struct leaving *leaving)
+{
+	struct io *io = leaving->io;
+
+	if (fd >= leaving->max_fds)
+		return 1;
+	if (sock_of_fd(io, fd) && !io->is_tcp && last_reference((void *)io->file))
+		unix_closed(io->sk, io->ino);
+	return 0;
+}
+
+/* A process that ends without closing: killed, or it left that to the kernel. */
+SEC("raw_tp/sched_process_exit")
+int process_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *task = (void *)ctx->args[0];
+	__u32 tgid = LOAD(struct task_struct, task, tgid);
+	struct files_struct *files;
+	struct leaving leaving = {};
+
+	if (!bpf_map_lookup_elem(&unix_users, &tgid) ||
+	    LOAD(struct signal_struct, LOAD(struct task_struct, task, signal), live.counter))
+		return 0;
+	bpf_map_delete_elem(&unix_users, &tgid);
+	files = LOAD(struct task_struct, task, files);
+	leaving.io = io_get();
+	if (!leaving.io || !files)
+		return 0;
+	leaving.max_fds = LOAD(struct fdtable, LOAD(struct files_struct, files, fdt), max_fds);
+	bpf_loop(MAX_FDS, close_one, &leaving, 0);
+	return 0;
+}
+
+/* ---- processes ----------------------------------------------------------------------------- */
+
+/* Raw arguments: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm. */
+SEC("raw_tp/sched_process_exec")
+int process_exec(struct bpf_raw_tracepoint_args *ctx)
+{
+	void *task = (void *)ctx->args[0], *bprm = (void *)ctx->args[2];
+	struct mm_struct *mm = LOAD(struct task_struct, task, mm);
+	__u32 tgid = LOAD(struct task_struct, task, tgid), n;
+	__u64 start, end;
+	struct flow_record *r;
+	struct io *io = io_get();
+	long len;
+
+	bpf_map_delete_elem(&verdicts, &tgid);
+	if (!io || !mm)
+		return 0;
+	r = &io->spare;
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = FLOW_EXEC;
+	r->start_ns = bpf_ktime_get_ns();
+	r->tgid = tgid;
+	r->task_start_ns = LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
+				start_boottime);
+	r->cgroup_id = bpf_get_current_cgroup_id();
+	bpf_get_current_comm(r->comm, sizeof(r->comm));
+	len = bpf_probe_read_kernel_str(r->text, 128, LOAD(struct linux_binprm, bprm, filename));
+	if (len < 1)
+		len = 1;
+	r->fields[FLOW_TEXT_EXE].len = len - 1;
+	start = LOAD(struct mm_struct, mm, arg_start);
+	end = LOAD(struct mm_struct, mm, arg_end);
+	n = end - start;
+	if (end - start > 256) {
+		n = 256;
+		r->truncated = 1 << FLOW_TEXT_ARGV;
+	}
+	len &= 255;
+	if (!bpf_probe_read_user(&r->text[len & 127], n, (void *)start)) {
+		r->fields[FLOW_TEXT_ARGV].off = len;
+		r->fields[FLOW_TEXT_ARGV].len = n;
+		r->text_len = len + n;
+	}
+	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
+		lose(FLOW_LOSS_RING_FULL);
+	else
+		count(FLOW_COUNT_EXECS, 1);
+	return 0;
+}
+
+#endif
