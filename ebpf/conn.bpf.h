@@ -37,7 +37,7 @@ static __always_inline void walk(struct conn *c, struct io *io)
 			if (!advance(c, io))
 				break;
 	}
-	if (!io->gone && (io->left || io->win.pos < io->win.end))
+	if (!io->gone && !io->unread && (io->left || io->win.pos < io->win.end))
 		lost_track(c, io, FLOW_LOSS_TOO_MANY_PARTS);
 }
 
@@ -79,6 +79,23 @@ static __always_inline void align(struct conn *c, struct io *io)
 	count(FLOW_COUNT_RETRIED, 1);
 	for (i = 0; i < IO_IOVECS && ahead < 0 && io->left; i++)
 		ahead += io_skip(io, -ahead);
+}
+
+/* Leave a send to its exit. */
+static __always_inline void send_defer(struct io *io)
+{
+	struct pending_send pending = { .sk = io->sk, .start_ns = io->start_ns };
+	__u64 key = io->pid_tgid, sk = io->sk;
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+
+	if (c && c->ino == io->ino)
+		c->deferred++;
+	if (bpf_map_update_elem(&pending_sends, &key, &pending, BPF_ANY)) {
+		lose(FLOW_LOSS_PENDING_FULL);
+		return;
+	}
+	count(FLOW_COUNT_DEFERRED, 1);
+	__sync_fetch_and_add(&pending_hints[key & 1023], 1);
 }
 
 static const struct conn blank = {};
@@ -129,8 +146,11 @@ __noinline int recognise(struct io *io)
 		return 0;
 	}
 	fresh = sock_is_fresh(io, io->left);
-	if (io_load(io, &none))
+	if (io_load(io, &none)) {
+		if (io->early)
+			send_defer(io);
 		return 0;
+	}
 	found = h1_detect(&io->win);
 	if (!found) {
 		if (fresh) {
@@ -223,9 +243,12 @@ __noinline int process(struct io *io)
 		else
 			io->seq = io->tx ? c->tx_seq : c->rx_seq;
 	}
+	io->unread = 0;
 	walk(c, io);
 	if (io->gone)
 		return 0;
+	if (io->unread)
+		send_defer(io); /* align() will pass over what was parsed already */
 	if (io->tx)
 		c->tx_seq = io->seq;
 	else

@@ -13,7 +13,7 @@
 #include "filter.bpf.h"
 #include "sock.bpf.h"
 
-#define MAX_PIPELINED 64      /* requests in flight that are accounted for when a connection ends */
+#define MAX_PIPELINED 256     /* requests in flight that are accounted for when a connection ends */
 #define STEPS_AT_ONCE 8	      /* parser steps without a look at the connection */
 #define STEPS_FAST 32	      /* steps of one I/O that are taken in a plain loop */
 #define STEPS_MOST 65536      /* and those in bpf_loop(): Linux 5.17 */
@@ -60,6 +60,8 @@ __noinline int emit(struct flow_record *r, __u64 sk)
 		return 0;
 	if (r->family == AF_UNIX)
 		sock_unix_path((void *)sk, r);
+	if (r->method == FLOW_METHOD_OTHER)
+		r->text_len = H1_METHOD_OFF + H1_METHOD_MAX; /* its text lies at the end */
 	/* once as the mark is passed: a wake-up costs an interrupt of several microseconds */
 	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) - RING_WAKE < 2 * sizeof(*r))
 		flags = BPF_RB_FORCE_WAKEUP;
@@ -165,14 +167,40 @@ static __always_inline void disown(struct conn *c, struct io *io)
 	io->gone = 1;
 }
 
+/*
+ * A request begins: did an answer go by unseen? The place in the response stream tells, unless
+ * I/O is under way that will yet be parsed: a send left to its exit, or the receive of an
+ * answer by another thread than the one that sends requests ahead.
+ */
+static __always_inline void notice_unseen_answer(struct conn *c, struct io *io)
+{
+	__u32 at;
+
+	if (!c->is_tcp || c->deferred || h1_skippable(&c->resp))
+		return;
+	if (io->tx && c->started != c->answered && c->started - c->answered < MAX_PIPELINED)
+		return;
+	at = io->tx ? sock_copied_seq(io) : sock_write_seq(io);
+	if ((__s32)(at - (io->tx ? c->rx_seq : c->tx_seq)) <= 0)
+		return;
+	lose(FLOW_LOSS_GAP);
+	end_all(c, io->sk, FLOW_END_GAP, io->start_ns);
+	if (io->tx)
+		c->rx_seq = at;
+	else
+		c->tx_seq = at;
+}
+
 static __always_inline void begin_request(struct conn *c, struct io *io)
 {
-	struct pipelined_key key = { .sk = io->sk, .index = c->started };
+	struct pipelined_key key = { .sk = io->sk };
 	void *task = (void *)bpf_get_current_task();
 	struct h1_stream *s = &c->req;
 	struct flow_record *r = &c->rec;
 	__u32 flags = c->rec.flags & FLOW_FLAG_IDS_PRIVATE;
 
+	notice_unseen_answer(c, io);
+	key.index = c->started;
 	h1_reset(s);
 	s->state = H1_METHOD;
 	if (c->started == c->answered && c->resp.state == H1_SYNC)
@@ -379,6 +407,11 @@ __noinline int advance(struct conn *c, struct io *io)
 		if (!io->left)
 			return 0;
 		if (io_load(io, s)) {
+			if (io->early) {
+				/* pages not there yet: the call itself will bring them in */
+				io->unread = 1;
+				return 0;
+			}
 			lost_track(c, io, FLOW_LOSS_UNREADABLE);
 			io_skip(io, io->left);
 			return 0;

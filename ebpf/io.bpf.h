@@ -59,6 +59,8 @@ struct io {
 	__u8 request; /* these bytes belong to the connection's request stream */
 	__u8 gone;    /* the connection was given up: its state is freed */
 	__u8 is_tcp;
+	__u8 early;   /* a send at its entry: what can't be read yet can be at its exit */
+	__u8 unread;  /* such bytes were met */
 	__u32 op;     /* enum io_op */
 	long ret;     /* IO_NONE: the call's result; IO_MANY: how many messages */
 	__u64 vector; /* IO_MANY: user address of the messages */

@@ -23,7 +23,8 @@ struct conn {
 	__u8 confirmed;	    /* a whole request line was seen */
 	__u8 fresh;	    /* seen from its first byte on */
 	__u8 is_tcp;
-	__u32 error; /* errno the kernel closed it with */
+	__u8 deferred; /* sends under way that will be parsed at their exit */
+	__u32 error;   /* errno the kernel closed it with */
 	struct h1_stream req;
 	struct h1_stream resp;
 	struct flow_record rec; /* identity of the connection, and its oldest exchange */
@@ -51,7 +52,7 @@ struct pipelined_key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 2048);
 	__type(key, struct pipelined_key);
 	__type(value, struct flow_record);
 } pipelined SEC(".maps");

@@ -51,20 +51,8 @@ static __always_inline struct io *send_begin(__u32 fd)
 	io->start_ns = io->end_ns = bpf_ktime_get_ns();
 	io->pid_tgid = bpf_get_current_pid_tgid();
 	io->tx = 1;
+	io->early = 1;
 	return io;
-}
-
-static __always_inline void send_defer(struct io *io)
-{
-	struct pending_send pending = { .sk = io->sk, .start_ns = io->start_ns };
-	__u64 key = io->pid_tgid;
-
-	if (bpf_map_update_elem(&pending_sends, &key, &pending, BPF_ANY)) {
-		lose(FLOW_LOSS_PENDING_FULL);
-		return;
-	}
-	count(FLOW_COUNT_DEFERRED, 1);
-	__sync_fetch_and_add(&pending_hints[key & 1023], 1);
 }
 
 static __always_inline int send_single(void *ctx, __u32 fd, __u64 buf, __u64 len)
@@ -111,6 +99,16 @@ static __always_inline int read_msghdr(struct user_msghdr *msg, __u64 at)
 	return bpf_probe_read_user(msg, sizeof(*msg), (void *)at);
 }
 
+/* A send that connects as well: the stream has no numbers before it returns. */
+static __always_inline int send_connecting(__u32 fd)
+{
+	struct io *io = send_begin(fd);
+
+	if (io)
+		send_defer(io);
+	return 0;
+}
+
 SEC("tracepoint/syscalls/sys_enter_write")
 int enter_write(struct trace_event_raw_sys_enter *ctx)
 {
@@ -120,8 +118,10 @@ int enter_write(struct trace_event_raw_sys_enter *ctx)
 SEC("tracepoint/syscalls/sys_enter_sendto")
 int enter_sendto(struct trace_event_raw_sys_enter *ctx)
 {
-	if (ctx->args[3] & (MSG_OOB | MSG_FASTOPEN))
+	if (ctx->args[3] & MSG_OOB)
 		return 0;
+	if (ctx->args[3] & MSG_FASTOPEN)
+		return send_connecting(ctx->args[0]);
 	return send_single(ctx, ctx->args[0], ctx->args[1], ctx->args[2]);
 }
 
@@ -136,7 +136,9 @@ int enter_sendmsg(struct trace_event_raw_sys_enter *ctx)
 {
 	struct user_msghdr msg;
 
-	if (ctx->args[2] & (MSG_OOB | MSG_FASTOPEN) || read_msghdr(&msg, ctx->args[1]))
+	if (ctx->args[2] & MSG_FASTOPEN)
+		return send_connecting(ctx->args[0]);
+	if (ctx->args[2] & MSG_OOB || read_msghdr(&msg, ctx->args[1]))
 		return 0;
 	return send_vector(ctx, ctx->args[0], msg.iov, msg.iovlen);
 }
@@ -148,6 +150,7 @@ static __always_inline struct io *send_resume(void)
 {
 	__u64 key = bpf_get_current_pid_tgid(), sk;
 	struct pending_send *pending;
+	struct conn *c;
 	struct io *io;
 
 	if (!pending_hints[key & 1023])
@@ -162,11 +165,15 @@ static __always_inline struct io *send_resume(void)
 	sk = pending->sk;
 	bpf_map_delete_elem(&pending_sends, &key);
 	__sync_fetch_and_add(&pending_hints[key & 1023], -1);
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (c && c->deferred)
+		c->deferred--;
 	if (!sock_of_fd(io, LOAD(struct pt_regs, task_regs(), di)) || io->sk != sk)
 		return NULL;
 	io->end_ns = bpf_ktime_get_ns();
 	io->pid_tgid = key;
 	io->tx = 1;
+	io->early = 0;
 	return io;
 }
 
@@ -292,6 +299,7 @@ static __always_inline struct io *receive_begin(__u32 fd)
 	io->start_ns = io->end_ns = bpf_ktime_get_ns();
 	io->pid_tgid = bpf_get_current_pid_tgid();
 	io->tx = 0;
+	io->early = 0;
 	return io;
 }
 
@@ -381,6 +389,7 @@ int enter_sendmmsg(struct trace_event_raw_sys_enter *ctx)
 
 	if (!io || !sock_can_send(io))
 		return 0;
+	io->early = 0;
 	io->vector = ctx->args[1];
 	io->ret = ctx->args[2];
 	return leave_to_work(ctx, io, IO_MANY);

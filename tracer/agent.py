@@ -132,12 +132,17 @@ class Agent:
             Control(self._status, self._hub, RENDERS),
         )
         if wanted(environ):
-            # The SDK reads its settings from here and nowhere else.
-            os.environ.update(environ)
-            protocol = config.protocol if config else "http/protobuf"
-            self._metrics = Metrics(
-                self._monitor, tracer_attributes(environ), environ, protocol, say
-            )
+            self._metrics = self._start_metrics(environ)
+
+    def _start_metrics(self, environ: Mapping[str, str]) -> Metrics | None:
+        # The SDK reads its settings from here and nowhere else.
+        os.environ.update(environ)
+        protocol = self._config.protocol if self._config else "http/protobuf"
+        try:
+            return Metrics(self._monitor, tracer_attributes(environ), environ, protocol, say)
+        except Exception as error:  # of many kinds, for a setting that only the SDK minds
+            say(f"own metrics are not exported: {error}")
+            return None
 
     def run(self) -> int:
         """Attach, serve, wait, and end in the order in which spans flow."""

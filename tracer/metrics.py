@@ -92,17 +92,23 @@ def _exporter(environ: Mapping[str, str], default_protocol: str) -> MetricExport
     except ValueError:
         timeout = DEFAULT_TIMEOUT_S
     protocol = setting(environ, "PROTOCOL") or default_protocol
+    # Nor does its gRPC exporter know the specification's `none`.
+    gzip = setting(environ, "COMPRESSION") == "gzip"
     if protocol == "grpc":
+        from grpc import Compression as GrpcCompression
         from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import (
             OTLPMetricExporter as GrpcExporter,
         )
 
-        return GrpcExporter(timeout=timeout)
+        grpc_compression = GrpcCompression.Gzip if gzip else GrpcCompression.NoCompression
+        return GrpcExporter(timeout=timeout, compression=grpc_compression)
+    from opentelemetry.exporter.otlp.proto.http import Compression as HttpCompression
     from opentelemetry.exporter.otlp.proto.http.metric_exporter import (
         OTLPMetricExporter as HttpExporter,
     )
 
-    return HttpExporter(timeout=timeout)
+    http_compression = HttpCompression.Gzip if gzip else HttpCompression.NoCompression
+    return HttpExporter(timeout=timeout, compression=http_compression)
 
 
 def _counted(exporter: MetricExporter, on_failure: Callable[[], None]) -> MetricExporter:

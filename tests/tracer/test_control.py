@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import stat
 import threading
@@ -278,6 +279,7 @@ def exporting(
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
         "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
         "OTEL_METRIC_EXPORT_INTERVAL": "50",
+        "OTEL_EXPORTER_OTLP_COMPRESSION": os.environ.get("OTEL_EXPORTER_OTLP_COMPRESSION", ""),
     }
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -297,7 +299,9 @@ def exporting(
         receiver.server.stop(0).wait()
 
 
-def test_own_metrics_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compression", ["", "none", "gzip"])
+def test_own_metrics_arrive(monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
     with exporting(monkeypatch, grpc.StatusCode.OK) as (receiver, exported, said):
         assert receiver.came.wait(DEADLINE)
     resource = receiver.requests[0].resource_metrics[0]
