@@ -68,6 +68,7 @@ check: check-ruff check-mypy check-c check-generated ## linters, types, generate
 .PHONY: fix
 fix: packages $(VENV)/.dev ## format, apply safe lint fixes, generate code again
 	@scripts/proto.sh
+	@$(VENV)/bin/python scripts/gen_reference.py
 	@$(VENV)/bin/ruff check --quiet --fix --exit-zero . >/dev/null
 	@$(VENV)/bin/ruff format .
 	@clang-format-19 -i $(C_FILES)
@@ -116,6 +117,7 @@ check-c: packages
 check-generated: $(VENV)/.dev
 	$(call say,check: generated code)
 	@scripts/proto.sh --check
+	@$(VENV)/bin/python scripts/gen_reference.py --check
 
 # Set-up
 

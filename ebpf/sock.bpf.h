@@ -24,6 +24,8 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 	struct sock *sk;
 	__u16 family;
 
+	if (!cfg_ready)
+		return 0;
 	if (fd >= LOAD(struct fdtable, fdt, max_fds))
 		return 0;
 	if (bpf_probe_read_kernel(&file, sizeof(file), slot + fd) || !file)

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Generate docs/reference/cli.md from --help: no argument writes, --check compares.
+"""Generate docs/reference/: no argument writes, --check compares.
 
-Run by the project's own Python: `.venv/bin/python scripts/gen_reference.py`.
+cli.md comes from --help, losses.md from the table of losses, http1.md from the docstring
+of the module that makes the spans. Run by the project's own Python:
+`.venv/bin/python scripts/gen_reference.py`.
 """
 
 from __future__ import annotations
@@ -10,11 +12,12 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-CLI = ROOT / "docs" / "reference" / "cli.md"
+REFERENCE = ROOT / "docs" / "reference"
+sys.path.insert(0, str(ROOT))
 
 
 def cli() -> str:
@@ -22,7 +25,6 @@ def cli() -> str:
     # argparse fills lines to the terminal's width, and would put this machine's values in.
     os.environ["COLUMNS"] = "100"
     os.environ.pop("WIRESPAN_SOCKET", None)
-    sys.path.insert(0, str(ROOT))
     from tracer.options import build_parser
 
     parser = build_parser()
@@ -30,6 +32,33 @@ def cli() -> str:
     parts += [_section("wirespan", parser)]
     parts += [_section(command.prog, command) for command in _commands(parser)]
     return "\n".join(parts)
+
+
+def losses() -> str:
+    """Every loss counter and its meaning."""
+    from tracer.losses import KERNEL, USER, Loss
+
+    def table(title: str, rows: Mapping[str, Loss]) -> str:
+        lines = [f"| `{loss.name}` | {loss.meaning} |" for loss in rows.values()]
+        return "\n".join([f"## {title}\n", "| counter | one more means |", "|---|---|", *lines, ""])
+
+    head = (
+        "# What can be lost\n\n"
+        "`wirespan status` shows each of these, `wirespan run` sums them up when it ends, and\n"
+        "they leave as metrics over OTLP. Generated from `tracer/losses.py`.\n"
+    )
+    return "\n".join([head, table("In the kernel", KERNEL), table("In the tracer", USER)])
+
+
+def http1() -> str:
+    """How HTTP/1 exchanges become spans, from the module that decides it."""
+    from tracer.protocols import http1_shape
+
+    doc = http1_shape.__doc__ or ""
+    return f"# HTTP/1 spans\n\nGenerated from `tracer/protocols/http1_shape.py`.\n\n{doc}"
+
+
+PAGES: Mapping[str, Callable[[], str]] = {"cli.md": cli, "losses.md": losses, "http1.md": http1}
 
 
 def _section(name: str, parser: argparse.ArgumentParser) -> str:
@@ -42,23 +71,28 @@ def _commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentPars
             yield from action.choices.values()
 
 
-def main() -> int:
-    """Write, or with --check compare and return 1 where the file is out of date."""
-    made = cli()
-    if sys.argv[1:] != ["--check"]:
-        CLI.parent.mkdir(parents=True, exist_ok=True)
-        CLI.write_text(made, encoding="utf-8")
-        return 0
-    found = CLI.read_text(encoding="utf-8") if CLI.exists() else ""
+def check(page: Path, made: str) -> bool:
+    """Is the page what would be generated? Prints the difference if not."""
+    found = page.read_text(encoding="utf-8") if page.exists() else ""
     if found == made:
-        return 0
-    name = str(CLI.relative_to(ROOT))
+        return True
+    name = str(page.relative_to(ROOT))
     sys.stdout.writelines(
         difflib.unified_diff(found.splitlines(True), made.splitlines(True), name, "generated")
     )
-    print(f"wirespan: {name} is not what --help says", file=sys.stderr)
+    print(f"wirespan: {name} is out of date", file=sys.stderr)
     print("hint: make fix", file=sys.stderr)
-    return 1
+    return False
+
+
+def main() -> int:
+    """Write, or with --check compare and return 1 where a page is out of date."""
+    if sys.argv[1:] == ["--check"]:
+        return 0 if all([check(REFERENCE / name, make()) for name, make in PAGES.items()]) else 1
+    REFERENCE.mkdir(parents=True, exist_ok=True)
+    for name, make in PAGES.items():
+        (REFERENCE / name).write_text(make(), encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from tracer.errors import UsageError
 from tracer.instance import DEFAULT_SOCKET, MAX_SOCKET_PATH, SOCKET_VARIABLE
 
-RING_BYTES = 16 * 1024 * 1024
+RING_BYTES = 8 << 20
 MAX_RING_BYTES = 1024 * 1024 * 1024
-CONNECTIONS = 16_384
+CONNECTIONS = 6144
 MAX_CONNECTIONS = 4_194_304
 PAGE_BYTES = 4096
 MAX_TIMEOUT_S = 3_600.0
@@ -176,7 +176,7 @@ def _add_run(commands: Any) -> None:
         )  # fmt: skip
         which.add_argument(
             f"--{prefix}pid", metavar="PID", type=_pid(f"--{prefix}pid"), action="append",
-            default=[], help=f"{verb} this process (its threads, not its children)",
+            default=[], help=f"{verb} this process and what it starts",
         )  # fmt: skip
         which.add_argument(
             f"--{prefix}cgroup", metavar="PATH", type=_text(f"--{prefix}cgroup"),

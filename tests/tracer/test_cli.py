@@ -123,7 +123,7 @@ def test_help_needs_no_other_place(command: str) -> None:
 
 def test_help_of_run_states_defaults_and_variables() -> None:
     text = wirespan("run", "--help", COLUMNS="200").stdout
-    for word in ("default: 16M", "default: text", "default: mask", "OTEL_EXPORTER_OTLP_HEADERS"):
+    for word in ("default: 8M", "default: text", "default: mask", "OTEL_EXPORTER_OTLP_HEADERS"):
         assert word in text
     for name in ("port", "exe", "pid", "cgroup"):
         assert f"--{name} " in text

@@ -198,6 +198,8 @@ class Kernel:
                 self._detach()
                 raise self._attach_refusal(name, failure, log.text)
             self._attached[name] = program
+        if "cfg_ready" in self._object.globals(".data"):
+            self._write_knobs({"cfg_ready": 1})
 
     def close(self) -> None:
         """Detach, and free programs and maps; harmless when repeated.
