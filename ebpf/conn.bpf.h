@@ -276,12 +276,13 @@ __noinline int process_unseen(struct io *io)
 		n = io->seq + (__u32)io->left - c->tx_seq;
 	else
 		n = io->seq + (__u32)io->left - c->rx_seq;
+	if ((__s32)n <= 0) /* parsed already, by a send that failed and was tried again */
+		return 0;
 	if (io->tx)
 		c->tx_seq += n;
 	else
 		c->rx_seq += n;
-	if (n)
-		pass_unseen(c, io, n, FLOW_END_RESPONSE);
+	pass_unseen(c, io, n, FLOW_END_RESPONSE);
 	return 0;
 }
 

@@ -183,7 +183,7 @@ struct {
 
 /* Knobs, written by the loader (map .data): after load, cfg_ready after attach. */
 SEC(".data") __u32 cfg_self_tgid = 0; /* the tracer's own process; never traced */
-SEC(".data") __u32 cfg_ready = 0; /* every hook is attached: no exchange is seen by half */
+SEC(".data") __u32 cfg_ready = 0;     /* every hook is attached: no exchange is seen by half */
 SEC(".data") __u32 cfg_filters = 0;   /* which filters are set: enum filter_bit */
 
 enum filter_bit {
