@@ -20,6 +20,8 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 	__u8 shutdown;
 	struct conn *c;
 
+	if (!cfg_ready)
+		return 0;
 	if (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE)
 		return 0;
 	c = bpf_map_lookup_elem(&conns, &sk);
@@ -45,7 +47,7 @@ int destroy_sock(struct bpf_raw_tracepoint_args *ctx)
 	__u64 sk = ctx->args[0];
 	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
 
-	if (c)
+	if (c && cfg_ready)
 		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
 	return 0;
 }

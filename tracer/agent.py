@@ -178,6 +178,7 @@ class Agent:
 
     def _end(self) -> None:
         """Take what is on its way to where it goes, each part in bounded time."""
+        self._loaded.silence()
         self._pipeline.stop(DRAIN_S)
         self._kernel.close()
         self._hub.close()

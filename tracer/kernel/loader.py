@@ -198,8 +198,11 @@ class Kernel:
                 self._detach()
                 raise self._attach_refusal(name, failure, log.text)
             self._attached[name] = program
-        if "cfg_ready" in self._object.globals(".data"):
-            self._write_knobs({"cfg_ready": 1})
+        self._set_ready(1)
+
+    def silence(self) -> None:
+        """Have the programs look away, so that the ring can be emptied for good."""
+        self._set_ready(0)
 
     def close(self) -> None:
         """Detach, and free programs and maps; harmless when repeated.
@@ -315,6 +318,10 @@ class Kernel:
             raise LayoutError(
                 f"{self._object.name} has no variable {', '.join(left)}", "rebuild it: make build"
             )
+
+    def _set_ready(self, value: int) -> None:
+        if "cfg_ready" in self._object.globals(".data"):
+            self._write_knobs({"cfg_ready": value})
 
     def _counters(self, map_name: str, enum: str, prefix: str) -> dict[str, int]:
         fd = self._bpf[map_name].get_fd()
