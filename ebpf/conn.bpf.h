@@ -141,7 +141,7 @@ __noinline int recognise(struct io *io)
 	}
 	if (cfg_filters && !filter_wants(tgid, id->local_port, id->remote_port)) {
 		/* the next process to use the socket may be wanted: only ports are for good */
-		if (!(cfg_filters & ~(FILTER_PORTS | FILTER_PORTS_OUT)))
+		if (!(cfg_filters & FILTER_PROCESSES))
 			bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
 		return 0;
 	}

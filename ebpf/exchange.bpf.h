@@ -13,12 +13,12 @@
 #include "filter.bpf.h"
 #include "sock.bpf.h"
 
-#define MAX_PIPELINED 256     /* requests in flight that are accounted for when a connection ends */
-#define STEPS_AT_ONCE 8	      /* parser steps without a look at the connection */
-#define STEPS_FAST 32	      /* steps of one I/O that are taken in a plain loop */
-#define STEPS_MOST 65536      /* and those in bpf_loop(): Linux 5.17 */
-#define STEPS_OLD 1024	      /* or without it */
-#define RING_WAKE (256 << 10) /* bytes waiting at which the reader is woken */
+#define MAX_PIPELINED 256   /* requests in flight that are accounted for when a connection ends */
+#define STEPS_AT_ONCE 8	    /* parser steps without a look at the connection */
+#define STEPS_FAST 32	    /* steps of one I/O that are taken in a plain loop */
+#define STEPS_MOST 65536    /* and those in bpf_loop(): Linux 5.17 */
+#define STEPS_OLD 1024	    /* or without it */
+#define RING_WAKE (2 << 20) /* bytes waiting at which the reader is woken */
 
 static __always_inline int in_head(const struct h1_stream *s)
 {

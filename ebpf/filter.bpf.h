@@ -108,7 +108,7 @@ static __noinline int filter_wants(__u32 tgid, __u16 local_port, __u16 remote_po
 				   filter_look(&filter_ports, &remote_port),
 			   FILTER_PORTS, FILTER_PORTS_OUT))
 		return 0;
-	if (cfg_filters & ~(FILTER_PORTS | FILTER_PORTS_OUT))
+	if (cfg_filters & FILTER_PROCESSES)
 		return filter_process(tgid);
 	return 1;
 }

@@ -124,8 +124,11 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	struct files_struct *files;
 	struct leaving leaving = {};
 
-	if (!bpf_map_lookup_elem(&unix_users, &tgid) ||
-	    LOAD(struct signal_struct, LOAD(struct task_struct, task, signal), live.counter))
+	if (LOAD(struct signal_struct, LOAD(struct task_struct, task, signal), live.counter))
+		return 0; /* a thread of several */
+	if (cfg_filters)
+		bpf_map_delete_elem(&verdicts, &tgid); /* the id may be another's next */
+	if (!bpf_map_lookup_elem(&unix_users, &tgid))
 		return 0;
 	bpf_map_delete_elem(&unix_users, &tgid);
 	files = LOAD(struct task_struct, task, files);

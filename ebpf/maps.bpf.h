@@ -195,6 +195,7 @@ enum filter_bit {
 	FILTER_EXES_OUT = 32,
 	FILTER_CGROUPS = 64,
 	FILTER_CGROUPS_OUT = 128,
+	FILTER_PROCESSES = 252, /* all but ports */
 };
 
 /* Threads with a pending send, by the low bits of their id: a zero spares the look-up. */

@@ -8,6 +8,15 @@
 
 #include "io.bpf.h"
 
+/* Is this process known to be filtered out? Others are asked about when they matter. */
+static __always_inline int unwanted(void)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	__u8 *verdict = bpf_map_lookup_elem(&verdicts, &tgid);
+
+	return verdict && !*verdict;
+}
+
 /*
  * The sock behind a descriptor of the current task, if it is a TCP or Unix stream socket;
  * sets io->sk, ino and is_tcp. Returns 0 otherwise.
@@ -24,7 +33,7 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 	struct sock *sk;
 	__u16 family;
 
-	if (!cfg_ready)
+	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()))
 		return 0;
 	if (fd >= LOAD(struct fdtable, fdt, max_fds))
 		return 0;

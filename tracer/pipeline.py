@@ -34,7 +34,7 @@ BATCH_RECORDS = 8_192
 # How long to leave the ring alone. Each visit costs about as much as a hundred records,
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
-FEW_RECORDS, MANY_RECORDS = 64, 2_048
+FEW_RECORDS, MANY_RECORDS = 1_024, 4_096
 
 
 class RingLike(Protocol):

@@ -31,6 +31,7 @@
 #define H1_METHOD_OFF 408 /* where FLOW_TEXT_METHOD lies: at the end, the target is at 0 */
 #define H1_METHOD_MAX 16  /* longest method token we take for one */
 #define H1_STRIDE 8	  /* words looked at in one step */
+#define H1_LENGTH_MAX 999999999999999999ULL /* most bytes of a body or a chunk */
 
 enum h1_state {
 	H1_SYNC = 0, /* lost: wait for a buffer that begins with a message */
@@ -82,7 +83,7 @@ struct h1_stream {
 	__u8 flags;  /* enum h1_flag */
 	__u8 next;   /* state after H1_LINE */
 	__u8 field;  /* enum flow_text of the value in H1_VALUE */
-	__u8 digits; /* digits of the number so far */
+	__u8 digits; /* the number has a digit */
 	__u16 limit; /* text offset at which the value in H1_VALUE is cut off */
 };
 
@@ -610,14 +611,16 @@ pass:
 	return h1_step_line(s, w);
 }
 
-/* 1*DIGIT; anything behind the number is left to H1_LINE. RFC 9110 section 8.6. */
+/*
+ * 1*DIGIT, or a list of the same number: RFC 9110 section 8.6. What stands behind white space
+ * is left to H1_LINE.
+ */
 static __always_inline enum h1_step h1_step_length(struct h1_stream *s, struct h1_window *w)
 {
 	__u32 i;
+	__u8 c;
 
 	for (i = 0; i < H1_STRIDE; i++) {
-		__u8 c;
-
 		if (w->pos >= w->end)
 			return H1_MORE;
 		c = h1_byte(w, w->pos);
@@ -627,27 +630,33 @@ static __always_inline enum h1_step h1_step_length(struct h1_stream *s, struct h
 		}
 		if (c < '0' || c > '9')
 			goto end;
-		if (s->digits >= 18)
+		if (s->remain > H1_LENGTH_MAX / 10)
 			return H1_INVALID;
 		s->remain = s->remain * 10 + (c - '0');
-		s->digits++;
+		s->digits = 1;
 		w->pos++;
 	}
 	return H1_AGAIN;
 end:
-	if (!s->digits)
+	if (!s->digits || (c > ' ' && c != ','))
 		return H1_INVALID;
 	if ((s->flags & H1_HAS_LENGTH) && s->length != s->remain)
 		return H1_INVALID;
 	s->length = s->remain;
 	s->flags |= H1_HAS_LENGTH;
-	s->state = H1_LINE;
+	if (c != ',') {
+		s->state = H1_LINE;
+		return H1_AGAIN;
+	}
+	w->pos++;
+	s->remain = 0;
+	s->digits = 0;
 	return H1_AGAIN;
 }
 
 #define H1_CHUNKED_WORD H1_W('d', 'e', 'k', 'n', 'u', 'h', 'c', 0)
 
-/* Is the last coding "chunked"? The last seven letters are kept in `remain`. */
+/* Is the last coding "chunked"? The last eight bytes are kept in `remain`. */
 static __always_inline enum h1_step h1_step_coding(struct h1_stream *s, struct h1_window *w)
 {
 	__u32 i;
@@ -659,7 +668,10 @@ static __always_inline enum h1_step h1_step_coding(struct h1_stream *s, struct h
 			return H1_MORE;
 		c = h1_byte(w, w->pos);
 		if (c == '\n') {
-			if ((s->remain & H1_MASK(7)) == H1_CHUNKED_WORD)
+			__u8 before = s->remain >> 56;
+
+			if ((s->remain & H1_MASK(7)) == H1_CHUNKED_WORD &&
+			    (!before || before == ','))
 				s->flags |= H1_CHUNKED;
 			s->state = H1_LINE;
 			return H1_AGAIN;
@@ -669,6 +681,27 @@ static __always_inline enum h1_step h1_step_coding(struct h1_stream *s, struct h
 			s->remain = s->remain << 8 | c | 0x20;
 	}
 	return H1_AGAIN;
+}
+
+/* A value ended before the byte c: white space behind it is no part of it. RFC 9110 section 5.5. */
+static __always_inline void h1_value_end(struct h1_stream *s, struct flow_record *r, __u8 c)
+{
+	struct flow_field *kept = &r->fields[s->field & (FLOW_TEXT_FIELDS - 1)];
+	__u16 mark = 1 << (s->field & (FLOW_TEXT_FIELDS - 1));
+	__u32 at = r->text_len, i;
+
+	if (c != '\r' && c != '\n')
+		r->truncated |= mark;
+	if (r->truncated & mark)
+		return;
+	for (i = 0; i < H1_STRIDE && kept->len; i++) {
+		at--;
+		if (at >= FLOW_TEXT_BYTES || r->text[at] != ' ')
+			break;
+		r->text[at] = 0;
+		r->text_len = at;
+		kept->len--;
+	}
 }
 
 static __always_inline enum h1_step h1_step_value(struct h1_stream *s, struct flow_record *r,
@@ -694,6 +727,7 @@ static __always_inline enum h1_step h1_step_value(struct h1_stream *s, struct fl
 		return H1_AGAIN;
 	if (w->pos >= w->end)
 		return H1_MORE;
+	h1_value_end(s, r, h1_byte(w, w->pos));
 	s->state = H1_LINE;
 	return H1_AGAIN;
 }
@@ -715,10 +749,10 @@ static __always_inline enum h1_step h1_step_chunk_size(struct h1_stream *s, stru
 			digit = (c | 0x20) - 'a' + 10;
 		else
 			goto end;
-		if (s->digits >= 15)
+		if (s->remain > H1_LENGTH_MAX / 16)
 			return H1_INVALID;
 		s->remain = s->remain << 4 | digit;
-		s->digits++;
+		s->digits = 1;
 		w->pos++;
 	}
 	return H1_AGAIN;

@@ -1,0 +1,1 @@
+"""What tracing costs, measured on this machine: `python -m bench --help`."""
