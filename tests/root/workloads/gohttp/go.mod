@@ -1,0 +1,3 @@
+module wirespan/tests/gohttp
+
+go 1.21
