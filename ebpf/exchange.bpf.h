@@ -81,7 +81,8 @@ static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record 
 	r->response_body_bytes = c->resp.body_bytes;
 	if (c->started - c->answered == 1 && c->req.state != H1_START) {
 		/* its request has not ended */
-		r->flags |= FLOW_FLAG_EARLY;
+		if (end == FLOW_END_RESPONSE)
+			r->flags |= FLOW_FLAG_EARLY;
 		r->request_body_bytes = c->req.body_bytes;
 	}
 	emit(r, sk);

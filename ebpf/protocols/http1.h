@@ -71,6 +71,7 @@ enum h1_flag {
 	H1_RESPONSE = 1,   /* this stream carries responses */
 	H1_CHUNKED = 2,	   /* the last transfer coding is chunked */
 	H1_HAS_LENGTH = 4, /* Content-Length was seen */
+	H1_CODED = 8,	   /* Transfer-Encoding was seen */
 };
 
 struct h1_stream {
@@ -190,18 +191,25 @@ static __always_inline int h1_is_target_start(__u8 c)
  */
 static __always_inline int h1_detect(const struct h1_window *w)
 {
-	__u32 n = w->end - w->pos, i;
+	__u32 at = w->pos, n, i;
+	__u8 c = h1_byte(w, at);
 
+	/* an empty line before it is to be ignored: RFC 9112 section 2.2 */
+	if (c == '\r')
+		c = h1_byte(w, ++at);
+	if (c == '\n')
+		at++;
+	n = w->end - at;
+	if (at >= w->end)
+		return w->end == w->pos ? 0 : -1;
 	for (i = 0; i <= H1_METHOD_MAX; i++) {
-		__u8 c;
-
 		if (i >= n)
-			return n ? -1 : 0;
-		c = h1_byte(w, w->pos + i);
+			return -1;
+		c = h1_byte(w, at + i);
 		if (c == ' ' && i >= 3) {
 			if (i + 1 >= n)
 				return -1;
-			return h1_is_target_start(h1_byte(w, w->pos + i + 1));
+			return h1_is_target_start(h1_byte(w, at + i + 1));
 		}
 		if (!h1_is_method_byte(c))
 			return 0;
@@ -274,7 +282,8 @@ static __always_inline enum h1_step h1_head_end(struct h1_stream *s, const struc
 		s->state = H1_CHUNK_SIZE;
 		return H1_HEAD_END;
 	}
-	if (s->flags & H1_HAS_LENGTH) {
+	/* another coding than chunked at the end: only the close tells the length */
+	if (s->flags & H1_HAS_LENGTH && !(s->flags & H1_CODED && s->flags & H1_RESPONSE)) {
 		s->remain = s->length;
 		s->state = s->remain ? H1_BODY : H1_START;
 		return s->remain ? H1_HEAD_END : H1_END;
@@ -654,6 +663,8 @@ end:
 	return H1_AGAIN;
 }
 
+/* no coding at all, which RFC 2616 still had a name for */
+#define H1_IDENTITY_WORD H1_W('y', 't', 'i', 't', 'n', 'e', 'd', 'i')
 #define H1_CHUNKED_WORD H1_W('d', 'e', 'k', 'n', 'u', 'h', 'c', 0)
 
 /* Is the last coding "chunked"? The last eight bytes are kept in `remain`. */
@@ -673,6 +684,8 @@ static __always_inline enum h1_step h1_step_coding(struct h1_stream *s, struct h
 			if ((s->remain & H1_MASK(7)) == H1_CHUNKED_WORD &&
 			    (!before || before == ','))
 				s->flags |= H1_CHUNKED;
+			if (s->remain != H1_IDENTITY_WORD)
+				s->flags |= H1_CODED;
 			s->state = H1_LINE;
 			return H1_AGAIN;
 		}

@@ -1,0 +1,23 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * types.bpf.c - no program, only types: compiled for their BTF, from which the tests learn
+ * the layout of what parsers.c takes and gives, and the names of its numbers.
+ */
+#include "parsers.h"
+
+const struct flow_record *__btf_flow_record __attribute__((unused));
+const enum flow_end *__btf_flow_end __attribute__((unused));
+const enum flow_flag *__btf_flow_flag __attribute__((unused));
+const enum flow_method *__btf_flow_method __attribute__((unused));
+const enum flow_role *__btf_flow_role __attribute__((unused));
+const enum flow_text *__btf_flow_text __attribute__((unused));
+const struct h1_stream *__btf_h1_stream __attribute__((unused));
+const enum h1_flag *__btf_h1_flag __attribute__((unused));
+const enum h1_state *__btf_h1_state __attribute__((unused));
+const enum h1_step *__btf_h1_step __attribute__((unused));
+const struct host_segment *__btf_host_segment __attribute__((unused));
+const struct host_options *__btf_host_options __attribute__((unused));
+const struct host_result *__btf_host_result __attribute__((unused));
+const enum host_kind *__btf_host_kind __attribute__((unused));
+const enum host_outcome *__btf_host_outcome __attribute__((unused));
+const enum host_limit *__btf_host_limit __attribute__((unused));
