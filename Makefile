@@ -9,6 +9,8 @@ MAKEFLAGS += --no-builtin-rules
 # Arguments of `make run`, `make bench` and (pytest's) of `make test` and `make test-root`.
 ARGS ?=
 PYTHON ?= python3
+# How long `make fuzz` runs each target.
+FUZZ_SECONDS ?= 600
 
 VENV := .venv
 # A Go fetched by scripts/go.sh goes before an older one of the system.
@@ -74,6 +76,11 @@ fix: packages $(VENV)/.dev ## format, apply safe lint fixes, generate code again
 	@clang-format-19 -i $(C_FILES)
 	@$(VENV)/bin/ruff check --quiet .
 
+.PHONY: fuzz
+fuzz: packages $(VENV)/.runtime ## libFuzzer on the parsers, 10 min each (FUZZ_SECONDS=600)
+	$(call say,fuzz: each target $(FUZZ_SECONDS) s)
+	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
+
 .PHONY: insns
 insns: $(OBJECTS) ## instructions per eBPF program
 	@scripts/insns.sh $(OBJECTS)
@@ -127,7 +134,8 @@ setup: packages $(VENV)/.dev go mounts
 # One apt run for all that the goals need.
 GROUPS := build \
 	$(if $(filter check% fix lock setup test% bench jaeger,$(MAKECMDGOALS)),check) \
-	$(if $(filter setup test% bench jaeger,$(MAKECMDGOALS)),test)
+	$(if $(filter setup test% bench jaeger,$(MAKECMDGOALS)),test) \
+	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz)
 MISSING := $(shell scripts/packages.sh missing $(GROUPS))
 
 .PHONY: packages

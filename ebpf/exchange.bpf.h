@@ -79,11 +79,11 @@ static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record 
 	r->end = end;
 	r->end_ns = now;
 	r->response_body_bytes = c->resp.body_bytes;
-	if (c->started - c->answered == 1 && c->req.state != H1_START) {
-		/* its request has not ended */
-		if (end == FLOW_END_RESPONSE)
+	if (!r->request_end_ns) {
+		if (end <= FLOW_END_UPGRADE) /* a whole response */
 			r->flags |= FLOW_FLAG_EARLY;
-		r->request_body_bytes = c->req.body_bytes;
+		if (c->started - c->answered == 1)
+			r->request_body_bytes = c->req.body_bytes;
 	}
 	emit(r, sk);
 	slot_free(c, sk, c->answered);
@@ -91,42 +91,45 @@ static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record 
 }
 
 /*
- * No more responses will come: end all that is in flight for the reason given. A response
- * that was framed by the close is whole if the side that sends it closed.
+ * End the oldest exchange in flight for the reason given. A response that was framed by the
+ * close is whole if the side that sends it closed.
  */
+__noinline int end_oldest(struct conn *c, __u64 sk, __u32 end, __u64 now)
+{
+	struct flow_record *r;
+
+	if (!c)
+		return 0;
+	/* what has not ended its head is no request yet */
+	if (c->started - c->answered == 1 && in_head(&c->req)) {
+		slot_free(c, sk, c->answered);
+		c->answered++;
+		return 0;
+	}
+	r = slot_of(c, sk, c->answered);
+	if (!r) {
+		c->answered++;
+		return 0;
+	}
+	if (!r->first_byte_ns)
+		c->resp.body_bytes = 0; /* of the one before */
+	if (r->first_byte_ns && c->resp.state == H1_BODY_EOF &&
+	    end == (c->role == FLOW_CLIENT ? FLOW_END_PEER : FLOW_END_LOCAL))
+		answer(c, sk, r, FLOW_END_EOF, r->end_ns); /* kept at the last byte seen */
+	else
+		answer(c, sk, r, end, now);
+	return 0;
+}
+
+/* No more responses will come: end all that is in flight. */
 __noinline int end_all(struct conn *c, __u64 sk, __u32 end, __u64 now)
 {
 	__u32 i;
 
 	if (!c)
 		return 0;
-	for (i = 0; i < MAX_PIPELINED; i++) {
-		struct flow_record *r;
-		__u8 why = end;
-		__u64 at = now;
-
-		if (c->answered == c->started)
-			break;
-		/* what has not ended its head is no request yet */
-		if (c->started - c->answered == 1 && in_head(&c->req)) {
-			slot_free(c, sk, c->answered);
-			c->answered++;
-			break;
-		}
-		r = slot_of(c, sk, c->answered);
-		if (!r) {
-			c->answered++;
-			continue;
-		}
-		if (i == 0 && c->resp.state == H1_BODY_EOF &&
-		    end == (c->role == FLOW_CLIENT ? FLOW_END_PEER : FLOW_END_LOCAL)) {
-			why = FLOW_END_EOF;
-			at = r->end_ns; /* kept at the last byte seen */
-		}
-		if (i)
-			c->resp.body_bytes = 0;
-		answer(c, sk, r, why, at);
-	}
+	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
+		end_oldest(c, sk, end, now);
 	c->resp.state = H1_SYNC;
 	return 0;
 }
@@ -145,9 +148,11 @@ __noinline int lost_track(struct conn *c, struct io *io, __u32 reason)
 		return 0;
 	lose(reason);
 	if (io->request) {
-		if (in_head(&c->req)) {
+		if (in_head(&c->req) && c->started != c->answered) {
 			c->started--;
 			slot_free(c, io->sk, c->started);
+			if (c->started == c->answered)
+				c->resp.state = H1_SYNC; /* it may have been answered in part */
 		}
 		c->req.state = H1_SYNC;
 		c->req.carry_len = 0;
@@ -162,7 +167,11 @@ __noinline int lost_track(struct conn *c, struct io *io, __u32 reason)
 static __always_inline void disown(struct conn *c, struct io *io)
 {
 	__u64 sk = io->sk, ino = io->ino;
+	__u32 i;
 
+	/* what seemed to be requests behind was the other protocol's already */
+	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
+		slot_free(c, sk, c->answered++);
 	forget(c, sk);
 	bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
 	io->gone = 1;
@@ -206,11 +215,13 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	s->state = H1_METHOD;
 	if (c->started == c->answered && c->resp.state == H1_SYNC)
 		c->resp.state = H1_START;
+	if (c->started != c->answered)
+		flags |= FLOW_FLAG_PIPELINED;
 	if (c->inline_index == ~0U) {
 		c->inline_index = c->started;
 	} else {
-		flags |= FLOW_FLAG_PIPELINED;
-		bpf_map_update_elem(&pipelined, &key, r, BPF_ANY);
+		if (c->started - c->answered < MAX_PIPELINED)
+			bpf_map_update_elem(&pipelined, &key, r, BPF_ANY);
 		r = bpf_map_lookup_elem(&pipelined, &key);
 		if (!r) {
 			lose(FLOW_LOSS_PIPELINE_FULL);
@@ -424,7 +435,8 @@ __noinline int advance(struct conn *c, struct io *io)
 	if (!r)
 		r = &io->spare;
 	result = steps(s, r, &io->win);
-	if (!c->confirmed && s->state == H1_NAME) {
+	if (!c->confirmed && io->request &&
+	    (s->state >= H1_NAME || result == H1_END || result == H1_HEAD_END)) {
 		c->confirmed = 1;
 		count(FLOW_COUNT_CONNS, 1);
 	}
@@ -443,6 +455,10 @@ __noinline int advance(struct conn *c, struct io *io)
 			end_request(c, io);
 		else
 			end_response(c, io, FLOW_END_RESPONSE);
+		return 1;
+	case H1_HEAD_END:
+		if (s->state == H1_BODY_EOF)
+			r->end_ns = io->end_ns; /* if nothing follows */
 		return 1;
 	case H1_TUNNEL:
 		end_response(c, io, FLOW_END_UPGRADE);

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Debian packages this machine lacks: `packages.sh missing GROUP...` prints them,
-# `packages.sh install GROUP...` installs them. Groups: build, check, test.
+# `packages.sh install GROUP...` installs them. Groups: build, check, test, fuzz.
 #
 # What counts is whether the command or file is there, not which package brought it.
 set -euo pipefail
@@ -29,6 +29,13 @@ group_test() {
 	need_command wrk wrk
 	need_command curl curl
 	need_command openssl openssl
+}
+
+# Also part of `make test`: libFuzzer and the sanitizers.
+group_fuzz() {
+	need /usr/include/stdio.h libc6-dev
+	need "/usr/lib/llvm-19/lib/clang/19/lib/linux/libclang_rt.fuzzer-$(uname -m).a" \
+		libclang-rt-19-dev
 }
 
 need() { [ -e "$1" ] || echo "$2"; }

@@ -24,10 +24,12 @@
 #define __always_inline inline __attribute__((always_inline))
 #endif
 
-#define H1_CARRY 24	  /* longest undecided token: "transfer-encoding:" is 18 */
-#define H1_WINDOW 464	  /* fresh bytes presented at once */
-#define H1_INDEX 511	  /* mask that keeps an index within window and carry */
-#define H1_TEXT_MAX 424	  /* FLOW_TEXT_BYTES less one word, so that words can be stored whole */
+#define H1_CARRY 24	/* longest undecided token: "transfer-encoding:" is 18 */
+#define H1_WINDOW 464	/* fresh bytes presented at once */
+#define H1_INDEX 511	/* mask that keeps an index within window and carry */
+#define H1_TEXT_MAX 424 /* FLOW_TEXT_BYTES less one word, so that words can be stored whole */
+/* What is kept of a target; with the limits of the fields all of them fit together. */
+#define H1_TARGET_MAX 168
 #define H1_METHOD_OFF 408 /* where FLOW_TEXT_METHOD lies: at the end, the target is at 0 */
 #define H1_METHOD_MAX 16  /* longest method token we take for one */
 #define H1_STRIDE 8	  /* words looked at in one step */
@@ -202,6 +204,9 @@ static __always_inline int h1_detect(const struct h1_window *w)
 	n = w->end - at;
 	if (at >= w->end)
 		return w->end == w->pos ? 0 : -1;
+	c = h1_byte(w, at);
+	if (c == '\r' || c == '\n') /* H1_START passes over as many as come */
+		return -1;
 	for (i = 0; i <= H1_METHOD_MAX; i++) {
 		if (i >= n)
 			return -1;
@@ -257,7 +262,7 @@ static __always_inline enum h1_step h1_skip(struct h1_stream *s, __u64 n)
 }
 
 /* The head is complete: what frames the body? RFC 9112 section 6.3. */
-static __always_inline enum h1_step h1_head_end(struct h1_stream *s, const struct flow_record *r)
+static __always_inline enum h1_step h1_head_end(struct h1_stream *s, struct flow_record *r)
 {
 	if (s->flags & H1_RESPONSE) {
 		__u32 status = r->status;
@@ -268,6 +273,7 @@ static __always_inline enum h1_step h1_head_end(struct h1_stream *s, const struc
 			return H1_TUNNEL;
 		}
 		if (status < 200) {
+			r->status = 0; /* of the exchange: still unknown */
 			h1_reset(s);
 			return H1_INTERIM;
 		}
@@ -324,7 +330,7 @@ static __always_inline enum h1_step h1_step_method(struct h1_stream *s, struct f
 			}
 			w->pos += i + 1;
 			s->field = FLOW_TEXT_TARGET;
-			s->limit = 192;
+			s->limit = H1_TARGET_MAX;
 			s->state = H1_TARGET;
 			return H1_AGAIN;
 		}
@@ -492,11 +498,11 @@ static __always_inline int h1_field_name(__u64 w0, __u64 w1, __u64 w2, int respo
 	if (response)
 		return 0;
 	if ((w0 & H1_MASK(5)) == H1_HOST) {
-		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_HOST, 5, 64 };
+		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_HOST, 5, 56 };
 		return 1;
 	}
 	if (w0 == H1_USER_AGE && (w1 & H1_MASK(3)) == H1_NT) {
-		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_USER_AGENT, 11, 88 };
+		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_USER_AGENT, 11, 72 };
 		return 1;
 	}
 	if (w0 == H1_TRACEPAR && (w1 & H1_MASK(4)) == H1_ENT) {
@@ -504,7 +510,7 @@ static __always_inline int h1_field_name(__u64 w0, __u64 w1, __u64 w2, int respo
 		return 1;
 	}
 	if (w0 == H1_X_FORWAR && w1 == H1_DED_FOR) {
-		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_FORWARDED_FOR, 16, 48 };
+		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_FORWARDED_FOR, 16, 40 };
 		return 1;
 	}
 	if (w0 == H1_X_FORWAR && w1 == H1_DED_PROT && (w2 & 0xffff) == ('o' | ':' << 8)) {

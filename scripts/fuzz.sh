@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Run each libFuzzer target, tests/host/fuzz_*.c: `fuzz.sh [NAME...]`, NAME as in fuzz_NAME.c
+# and tests/corpus/NAME.
+#
+# FUZZ_SECONDS (600) is how long each runs; CLANG (clang-19) builds it. What was found to
+# reach new code is kept in build/cache/fuzz/NAME and begun from the next time. An input that
+# fails is left in build/fuzz as NAME-crash-...; `build/fuzz/NAME FILE` runs it again.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+seconds=${FUZZ_SECONDS:-600}
+clang=${CLANG:-clang-19}
+[[ $seconds =~ ^[1-9][0-9]*$ ]] || {
+	# libFuzzer takes 0 for "without end"
+	echo "wirespan: FUZZ_SECONDS must be a whole number above 0, not '$seconds'" >&2
+	exit 2
+}
+if [ $# -eq 0 ]; then
+	for source in tests/host/fuzz_*.c; do
+		name=${source#tests/host/fuzz_}
+		set -- "$@" "${name%.c}"
+	done
+fi
+
+mkdir -p build/fuzz
+scratch=$(mktemp -d build/fuzz/run.XXXXXX)
+trap 'rm -rf "$scratch"' EXIT
+
+for name in "$@"; do
+	target=build/fuzz/$name
+	kept=build/cache/fuzz/$name
+	seeds=$scratch/$name-seeds
+	mkdir -p "$kept"
+	.venv/bin/python -m tests.host.seeds "$name" "$seeds"
+	"$clang" -g -O1 -Wall -Wextra -Werror -fsanitize=fuzzer,address,undefined \
+		-fno-sanitize-recover=all -o "$scratch/$name" \
+		"tests/host/fuzz_$name.c" tests/host/parsers.c
+	# In one step: another run may be using the one before.
+	mv "$scratch/$name" "$target"
+	echo "fuzz $name: $seconds s from $(find "$seeds" -type f | wc -l) cases of the corpus" \
+		"and $(find "$kept" -type f | wc -l) inputs found before"
+	# No input may take 5 s, nor all that is kept 1 GiB; 4096 bytes hold several messages.
+	UBSAN_OPTIONS=print_stacktrace=1 "$target" -max_total_time="$seconds" \
+		-max_len=4096 -timeout=5 -rss_limit_mb=1024 \
+		-dict="tests/host/fuzz_$name.dict" -artifact_prefix="build/fuzz/$name-" \
+		-print_final_stats=1 "$kept" "$seeds" >"$scratch/log" 2>&1 || {
+		tail -n 60 "$scratch/log" >&2
+		echo "fuzz $name: failed" >&2
+		echo "hint: run that input again: $target build/fuzz/$name-..." >&2
+		exit 1
+	}
+	grep -E '^(Done|stat::(average_exec_per_sec|new_units_added))' "$scratch/log"
+done
