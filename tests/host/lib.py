@@ -40,14 +40,6 @@ def build(target: str, *command: str) -> Path:
     return fresh.replace(BUILD / target)
 
 
-@cache
-def fuzzer() -> Path:
-    """The libFuzzer target, with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    sanitizers = ["-fsanitize=fuzzer,address,undefined", "-fno-sanitize-recover=all"]
-    sources = [str(HERE / "fuzz_http1.c"), str(HERE / "parsers.c")]
-    return build("fuzz_http1", clang(), "-g", "-O1", *sanitizers, *sources)
-
-
 class Types:
     """What BTF says of the structs and enums of parsers.h."""
 

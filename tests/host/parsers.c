@@ -41,7 +41,7 @@ static void note(struct host *h, int request, __u8 outcome)
 {
 	__u8 *to = request ? &h->result->request : &h->result->response;
 
-	if (!*to)
+	if (!*to || outcome == HOST_BROKEN)
 		*to = outcome;
 }
 
