@@ -114,7 +114,7 @@ __noinline int end_oldest(struct conn *c, __u64 sk, __u32 end, __u64 now)
 	if (!r->first_byte_ns)
 		c->resp.body_bytes = 0; /* of the one before */
 	if (r->first_byte_ns && c->resp.state == H1_BODY_EOF &&
-	    end == (c->role == FLOW_CLIENT ? FLOW_END_PEER : FLOW_END_LOCAL))
+	    (end == FLOW_END_PEER || (end == FLOW_END_LOCAL && c->role == FLOW_SERVER)))
 		answer(c, sk, r, FLOW_END_EOF, r->end_ns); /* kept at the last byte seen */
 	else
 		answer(c, sk, r, end, now);

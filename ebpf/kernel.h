@@ -159,8 +159,13 @@ typedef struct refcount_struct {
 	atomic_t refs;
 } refcount_t;
 
+struct sk_buff_head {
+	__u32 qlen;
+};
+
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_receive_queue;
 	unsigned short sk_type;
 	unsigned short sk_protocol;
 	int sk_sndbuf;

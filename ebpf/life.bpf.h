@@ -16,7 +16,7 @@ SEC("raw_tp/inet_sock_set_state")
 int set_state(struct bpf_raw_tracepoint_args *ctx)
 {
 	__u64 sk = ctx->args[0], now;
-	int state = ctx->args[2];
+	int before = ctx->args[1], state = ctx->args[2];
 	__u8 shutdown;
 	struct conn *c;
 
@@ -29,14 +29,23 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	now = bpf_ktime_get_ns();
 	shutdown = LOAD(struct sock, (void *)sk, sk_shutdown);
-	if (state == TCP_CLOSE)
+	if (state == TCP_CLOSE) {
 		c->error = LOAD(struct sock, (void *)sk, sk_err);
-	if (state == TCP_CLOSE && c->error)
-		return 0; /* the application has yet to read what came before: tcp_destroy_sock */
-	if ((shutdown & SHUTDOWN_MASK) == SHUTDOWN_MASK)
-		end_conn(c, sk, FLOW_END_LOCAL, now);
-	else
+		/*
+		 * After an error, or the peer's FIN on a socket closed for sending only, the
+		 * application may yet read what came before: its receive or tcp_destroy_sock
+		 * tells the end.
+		 */
+		if (c->error || (before != TCP_ESTABLISHED && before != TCP_CLOSE_WAIT))
+			return 0;
+	}
+	/* close() empties the receive queue first: with bytes in it this is a shutdown() */
+	if (LOAD(struct sock, (void *)sk, sk_receive_queue.qlen))
+		return 0;
+	if ((shutdown & SHUTDOWN_MASK) != SHUTDOWN_MASK)
 		end_sending(c, sk, now);
+	else /* from CLOSE_WAIT: the peer had closed first */
+		end_conn(c, sk, before == TCP_CLOSE_WAIT ? FLOW_END_PEER : FLOW_END_LOCAL, now);
 	return 0;
 }
 

@@ -79,6 +79,11 @@ class Agent:
         self._stop = threading.Event()
         self._failure = ""
         environ = environment(options, os.environ)
+        if options.ready_file and not Path(options.ready_file).absolute().parent.is_dir():
+            raise WirespanError(
+                f"cannot write the ready file {options.ready_file}: no such directory",
+                "see --ready-file",
+            )
         config = _export_config(options)
         self._config = config
 
@@ -168,13 +173,26 @@ class Agent:
         duration = self._options.duration_s
         end = time.monotonic() + duration if duration is not None else float("inf")
         self._monitor.sample()
+        failing = ""
         while not self._stop.wait(max(0.0, min(SAMPLE_S, end - time.monotonic()))):
             self._monitor.sample()
+            failing = self._tell_export(failing)
             if time.monotonic() >= end:
                 return
             if not self._pipeline.alive:
                 self._failure = "tracing stopped: the ring could not be read any more"
                 return
+
+    def _tell_export(self, before: str) -> str:
+        """Say when exporting begins to fail and when it goes on; returns what is wrong now."""
+        if self._exporter is None or self._config is None:
+            return ""
+        stats = self._exporter.stats()
+        if stats.failing and not before:
+            say(f"cannot export to {self._config.endpoint}: {stats.failing}; trying on")
+        if before and not stats.failing:
+            say(f"exporting to {self._config.endpoint} again")
+        return stats.failing
 
     def _end(self) -> None:
         """Take what is on its way to where it goes, each part in bounded time."""

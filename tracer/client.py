@@ -159,9 +159,9 @@ def status_lines(reply: control_pb2.StatusReply) -> Iterator[str]:
         for count in reply.counts
     )
     yield ""
-    lost = [loss for loss in reply.losses if loss.value]
-    yield "losses" if lost else f"losses: none, of {len(reply.losses)} kinds that are counted"
-    yield from _table((loss.name, str(loss.value), loss.meaning) for loss in lost)
+    lost = sum(loss.value for loss in reply.losses)
+    yield "losses" if lost else "losses: none"
+    yield from _table((loss.name, str(loss.value), loss.meaning) for loss in reply.losses)
 
 
 def _state(program: control_pb2.Program) -> str:

@@ -65,7 +65,8 @@ class ExportStats:
 
     requests: attempts, with retries; exported_bytes: of accepted requests, over HTTP as
     compressed; queued_*: requests under way included, in bytes of the columns; last_error:
-    the last thing that went wrong or that a receiver remarked, kept after recovery.
+    the last thing that went wrong or that a receiver remarked, kept after recovery;
+    failing: what is wrong with the latest request, "" where it was accepted.
     """
 
     submitted_spans: int
@@ -77,6 +78,7 @@ class ExportStats:
     queued_spans: int
     queued_bytes: int
     last_error: str
+    failing: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,7 @@ class Exporter:
         self._queued_spans = self._queued_bytes = 0
         self._dropped = dict.fromkeys(DROPS, 0)
         self._last_error = ""
+        self._failing = ""
 
         self._worker = threading.Thread(target=self._run, name="wirespan-export", daemon=True)
         self._worker.start()
@@ -181,6 +184,7 @@ class Exporter:
                 queued_spans=self._queued_spans,
                 queued_bytes=self._queued_bytes,
                 last_error=self._last_error,
+                failing=self._failing,
             )
 
     def close(self, timeout: float = 5.0) -> bool:
@@ -317,9 +321,11 @@ class Exporter:
         except Exception as error:
             # Nothing may end this thread: all that follows would be lost.
             reply = Reply(Verdict.RETRY, repr(error))
-        if reply.message and not self._aborted:
+        if not self._aborted:
+            refused = reply.verdict is not Verdict.ACCEPTED
             with self._changed:
-                self._last_error = reply.message
+                self._last_error = reply.message or self._last_error
+                self._failing = (reply.message or reply.verdict.value) if refused else ""
         return reply
 
     def _left(self) -> float | None:

@@ -51,7 +51,7 @@ USER: Mapping[str, Loss] = {
         Loss("reader_full", "a record found no room between ring and span maker: one span less"),
         Loss("feed_failed", "a record was in a batch that could not be made into spans"),
         Loss("unknown_record", "a record of a kind, protocol or side this version doesn't know"),
-        Loss("time_reversed", "an exchange's times were out of order: a duration was left out"),
+        Loss("time_reversed", "an exchange's times were out of order: its duration is given as 0"),
         Loss("output_full", "a span found no room before standard output: not printed"),
         Loss("tail_full", "a span found no room before a `wirespan tail`: not shown there"),
         Loss("export_queue_full", "a span found no room in the export queue: not exported"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from tracer.errors import UsageError
+from tracer.installed import version
 from tracer.instance import DEFAULT_SOCKET, MAX_SOCKET_PATH, SOCKET_VARIABLE
 
 RING_BYTES = 8 << 20
@@ -123,13 +124,14 @@ def build_parser() -> argparse.ArgumentParser:
             "exit status: 0 done, 1 failed, 2 wrong usage"
         ),
     )
+    parser.add_argument("--version", action="version", version=f"wirespan {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_status(commands)
     _add_tail(commands)
     _add_doctor(commands)
-    version = _command(commands, "version", "print the version and exit", "")
-    version.set_defaults(make=lambda _: VersionOptions())
+    show = _command(commands, "version", "print the version and exit", "")
+    show.set_defaults(make=lambda _: VersionOptions())
     return parser
 
 
@@ -158,7 +160,8 @@ def _add_run(commands: Any) -> None:
         "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 \\\n"
         "    OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf wirespan run\n"
         "\n"
-        "Needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; `wirespan doctor` tells.",
+        "Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, to find tracepoints,\n"
+        "CAP_DAC_READ_SEARCH; `wirespan doctor` tells.",
     )
     which = run.add_argument_group(
         "what to trace",
