@@ -265,6 +265,8 @@ def test_multiprocessing_children_are_called_as_their_parent(start: Start, tmp_p
     )
     process = start(sys.executable, "app.py")
     child = int(wait_for_line(process))
+    # It may not have its own command yet.
+    wait_until(lambda: b"multiprocessing" in Path(f"/proc/{child}/cmdline").read_bytes())
     assert resource_of(child)["service.name"] == "app"
 
 
