@@ -20,6 +20,10 @@
 
 #include "../flow.h"
 
+#ifndef fallthrough
+#define fallthrough __attribute__((fallthrough))
+#endif
+
 #ifndef __always_inline
 #define __always_inline inline __attribute__((always_inline))
 #endif
@@ -33,6 +37,7 @@
 #define H1_METHOD_OFF 408 /* where FLOW_TEXT_METHOD lies: at the end, the target is at 0 */
 #define H1_METHOD_MAX 16  /* longest method token we take for one */
 #define H1_STRIDE 8	  /* words looked at in one step */
+#define H1_LINES 4	  /* field lines passed over in one step */
 #define H1_LENGTH_MAX 999999999999999999ULL /* most bytes of a body or a chunk */
 
 enum h1_state {
@@ -814,6 +819,10 @@ static __always_inline enum h1_step h1_step_chunk_end(struct h1_stream *s, struc
 static __always_inline enum h1_step h1_step(struct h1_stream *s, struct flow_record *r,
 					    struct h1_window *w)
 {
+	enum h1_step step;
+	__u32 i;
+
+	/* Where one token is done the next one follows at once: a call costs more than it. */
 	switch (s->state) {
 	case H1_START: {
 		__u8 c = h1_byte(w, w->pos);
@@ -828,31 +837,53 @@ static __always_inline enum h1_step h1_step(struct h1_stream *s, struct flow_rec
 		return H1_BEGIN;
 	}
 	case H1_METHOD:
-		return h1_step_method(s, r, w);
+		step = h1_step_method(s, r, w);
+		if (step != H1_AGAIN)
+			return step;
+		fallthrough;
 	case H1_TARGET:
-		return h1_step_target(s, r, w);
+		step = h1_step_target(s, r, w);
+		if (step != H1_AGAIN || s->state != H1_VERSION)
+			return step;
+		fallthrough;
 	case H1_VERSION:
-		return h1_step_version(s, r, w);
-	case H1_STATUS:
-		return h1_step_status(s, r, w);
+		step = h1_step_version(s, r, w);
+		if (step != H1_AGAIN)
+			return step;
+		fallthrough;
 	case H1_NAME:
 	case H1_TRAILER:
-		return h1_step_name(s, r, w);
+		for (i = 0; i < H1_LINES; i++) {
+			step = h1_step_name(s, r, w);
+			if (step != H1_AGAIN || s->state != H1_NAME)
+				return step;
+		}
+		return H1_AGAIN;
+	case H1_STATUS:
+		step = h1_step_status(s, r, w);
+		break;
 	case H1_LENGTH:
-		return h1_step_length(s, w);
+		step = h1_step_length(s, w);
+		break;
 	case H1_CODING:
-		return h1_step_coding(s, w);
+		step = h1_step_coding(s, w);
+		break;
 	case H1_OWS:
 	case H1_VALUE:
-		return h1_step_value(s, r, w);
+		step = h1_step_value(s, r, w);
+		break;
 	case H1_LINE:
-		return h1_step_line(s, w);
+		step = H1_AGAIN;
+		break;
 	case H1_CHUNK_SIZE:
-		return h1_step_chunk_size(s, w);
+		step = h1_step_chunk_size(s, w);
+		break;
 	case H1_CHUNK_END:
 		return h1_step_chunk_end(s, w);
+	default:
+		return H1_INVALID;
 	}
-	return H1_INVALID;
+	return step == H1_AGAIN && s->state == H1_LINE ? h1_step_line(s, w) : step;
 }
 
 #endif

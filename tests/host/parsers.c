@@ -296,7 +296,7 @@ static int advance(struct host *h)
 	}
 	r = slot_of(h, h->request ? h->started - 1 : h->answered);
 	result = h1_step(s, r ? r : h->spare, h->win);
-	if (s->state == H1_NAME)
+	if (h->request && (s->state >= H1_NAME || result == H1_END || result == H1_HEAD_END))
 		h->confirmed = 1;
 	switch (result) {
 	case H1_AGAIN:
