@@ -85,17 +85,27 @@ static __always_inline void align(struct conn *c, struct io *io)
 static __always_inline void send_defer(struct io *io)
 {
 	struct pending_send pending = { .sk = io->sk, .start_ns = io->start_ns };
-	__u64 key = io->pid_tgid, sk = io->sk;
-	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+	struct conn *c = conn_of(io->sk, io->ino);
+	__u64 key = io->pid_tgid;
 
-	if (c && c->ino == io->ino)
-		c->deferred++;
 	if (bpf_map_update_elem(&pending_sends, &key, &pending, BPF_ANY)) {
 		lose(FLOW_LOSS_PENDING_FULL);
 		return;
 	}
+	if (c)
+		c->deferred++;
 	count(FLOW_COUNT_DEFERRED, 1);
 	__sync_fetch_and_add(&pending_hints[key & 1023], 1);
+}
+
+/* The key of a connection of the tracer's own, told from either of its ends. */
+static __always_inline void own_key_of(const struct flow_record *id, int at_client,
+				       struct own_key *own)
+{
+	__builtin_memcpy(own->client_addr, at_client ? id->local_addr : id->remote_addr, 16);
+	__builtin_memcpy(own->server_addr, at_client ? id->remote_addr : id->local_addr, 16);
+	own->client_port = at_client ? id->local_port : id->remote_port;
+	own->server_port = at_client ? id->remote_port : id->local_port;
 }
 
 static const struct conn blank = {};
@@ -131,10 +141,7 @@ __noinline int recognise(struct io *io)
 		struct own_key own = {};
 		__u8 one = 1;
 
-		__builtin_memcpy(own.client_addr, id->local_addr, 16);
-		__builtin_memcpy(own.server_addr, id->remote_addr, 16);
-		own.client_port = id->local_port;
-		own.server_port = id->remote_port;
+		own_key_of(id, 1, &own);
 		bpf_map_update_elem(&own_conns, &own, &one, BPF_ANY);
 		bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
 		return 0;
@@ -162,10 +169,7 @@ __noinline int recognise(struct io *io)
 	if (!io->tx && io->is_tcp) {
 		struct own_key own = {};
 
-		__builtin_memcpy(own.client_addr, id->remote_addr, 16);
-		__builtin_memcpy(own.server_addr, id->local_addr, 16);
-		own.client_port = id->remote_port;
-		own.server_port = id->local_port;
+		own_key_of(id, 0, &own);
 		if (bpf_map_lookup_elem(&own_conns, &own)) {
 			bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
 			return 0;
@@ -260,14 +264,12 @@ __noinline int process(struct io *io)
 __noinline int process_unseen(struct io *io)
 {
 	struct conn *c;
-	__u64 sk;
 	__u32 n;
 
 	if (!io)
 		return 0;
-	sk = io->sk;
-	c = bpf_map_lookup_elem(&conns, &sk);
-	if (!c || c->ino != io->ino)
+	c = conn_of(io->sk, io->ino);
+	if (!c)
 		return 0;
 	io->request = io->tx == (c->role == FLOW_CLIENT);
 	if (!io->is_tcp)
@@ -308,9 +310,9 @@ static __always_inline void end_conn(struct conn *c, __u64 sk, __u32 end, __u64 
 static __always_inline void send_dead(struct io *io)
 {
 	__u64 sk = io->sk;
-	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+	struct conn *c = conn_of(sk, io->ino);
 
-	if (!c || c->ino != io->ino)
+	if (!c)
 		return;
 	if (LOAD(struct sock, (void *)sk, sk_shutdown) & SEND_SHUTDOWN &&
 	    LOAD(struct sock, (void *)sk, __sk_common.skc_state) != TCP_CLOSE)
@@ -324,10 +326,10 @@ static __always_inline void send_dead(struct io *io)
 static __always_inline void receive_none(struct io *io)
 {
 	__u64 sk = io->sk;
-	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+	struct conn *c = conn_of(sk, io->ino);
 	long ret = io->ret;
 
-	if (!c || c->ino != io->ino)
+	if (!c)
 		return;
 	if (ret < 0) {
 		if (ret != -ECONNRESET && ret != -ETIMEDOUT && ret != -EPIPE)

@@ -134,6 +134,14 @@ __noinline int end_all(struct conn *c, __u64 sk, __u32 end, __u64 now)
 	return 0;
 }
 
+/* The state of a socket, if it has any and the address isn't another socket's by now. */
+static __always_inline struct conn *conn_of(__u64 sk, __u64 ino)
+{
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+
+	return c && c->ino == ino ? c : NULL;
+}
+
 static __always_inline void forget(struct conn *c, __u64 sk)
 {
 	if (c->confirmed)

@@ -30,6 +30,7 @@
 #define RCV_SHUTDOWN 1
 #define SEND_SHUTDOWN 2
 #define SHUTDOWN_MASK 3
+#define EAGAIN 11
 #define EPIPE 32
 #define ECONNRESET 104
 #define ETIMEDOUT 110

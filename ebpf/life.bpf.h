@@ -76,9 +76,9 @@ static __always_inline int last_reference(void *file)
 
 static __always_inline void unix_closed(__u64 sk, __u64 ino)
 {
-	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+	struct conn *c = conn_of(sk, ino);
 
-	if (c && c->ino == ino)
+	if (c)
 		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
 }
 
@@ -97,14 +97,12 @@ int enter_shutdown(struct trace_event_raw_sys_enter *ctx)
 {
 	struct io *io = io_get();
 	struct conn *c;
-	__u64 sk;
 
 	if (!io || !ctx->args[1] || !sock_of_fd(io, ctx->args[0]) || io->is_tcp)
 		return 0;
-	sk = io->sk;
-	c = bpf_map_lookup_elem(&conns, &sk);
-	if (c && c->ino == io->ino)
-		end_sending(c, sk, bpf_ktime_get_ns());
+	c = conn_of(io->sk, io->ino);
+	if (c)
+		end_sending(c, io->sk, bpf_ktime_get_ns());
 	return 0;
 }
 

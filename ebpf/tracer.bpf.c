@@ -40,9 +40,8 @@ static __always_inline int leave_to_work(void *ctx, struct io *io, __u32 op)
 	return 0;
 }
 
-/* ---- sends ------------------------------------------------------------------------- */
-
-static __always_inline struct io *send_begin(__u32 fd)
+/* An I/O of this thread on a descriptor, stamped; NULL if that is no socket of interest. */
+static __always_inline struct io *io_begin(__u32 fd, __u8 tx, __u8 early)
 {
 	struct io *io = io_get();
 
@@ -50,14 +49,25 @@ static __always_inline struct io *send_begin(__u32 fd)
 		return NULL;
 	io->start_ns = io->end_ns = bpf_ktime_get_ns();
 	io->pid_tgid = bpf_get_current_pid_tgid();
-	io->tx = 1;
-	io->early = 1;
+	io->tx = tx;
+	io->early = early;
 	return io;
 }
 
+/* `done` bytes have moved already: where in the stream did they begin? */
+static __always_inline void io_place(struct io *io, long done)
+{
+	if (!io->is_tcp)
+		io->seq = 0;
+	else
+		io->seq = (io->tx ? sock_write_seq(io) : sock_copied_seq(io)) - (__u32)done;
+}
+
+/* ---- sends ------------------------------------------------------------------------- */
+
 static __always_inline int send_single(void *ctx, __u32 fd, __u64 buf, __u64 len)
 {
-	struct io *io = send_begin(fd);
+	struct io *io = io_begin(fd, 1, 1);
 
 	if (!io || !len)
 		return 0;
@@ -68,13 +78,13 @@ static __always_inline int send_single(void *ctx, __u32 fd, __u64 buf, __u64 len
 		return 0;
 	}
 	io_single(io, buf, len);
-	io->seq = io->is_tcp ? sock_write_seq(io) : 0;
+	io_place(io, 0);
 	return leave_to_work(ctx, io, IO_BYTES);
 }
 
 static __always_inline int send_vector(void *ctx, __u32 fd, __u64 iov, __u64 iovlen)
 {
-	struct io *io = send_begin(fd);
+	struct io *io = io_begin(fd, 1, 1);
 	int many;
 
 	if (!io)
@@ -90,7 +100,7 @@ static __always_inline int send_vector(void *ctx, __u32 fd, __u64 iov, __u64 iov
 	}
 	if (!io->left)
 		return 0;
-	io->seq = io->is_tcp ? sock_write_seq(io) : 0;
+	io_place(io, 0);
 	return leave_to_work(ctx, io, IO_BYTES);
 }
 
@@ -102,7 +112,7 @@ static __always_inline int read_msghdr(struct user_msghdr *msg, __u64 at)
 /* A send that connects as well: the stream has no numbers before it returns. */
 static __always_inline int send_connecting(__u32 fd)
 {
-	struct io *io = send_begin(fd);
+	struct io *io = io_begin(fd, 1, 1);
 
 	if (io)
 		send_defer(io);
@@ -177,11 +187,6 @@ static __always_inline struct io *send_resume(void)
 	return io;
 }
 
-static __always_inline void resume_at(struct io *io, long ret)
-{
-	io->seq = io->is_tcp ? sock_write_seq(io) - (__u32)ret : 0;
-}
-
 static __always_inline int exit_send_single(struct trace_event_raw_sys_exit *ctx)
 {
 	struct io *io = send_resume();
@@ -190,7 +195,7 @@ static __always_inline int exit_send_single(struct trace_event_raw_sys_exit *ctx
 	if (!io || ret <= 0)
 		return 0;
 	io_single(io, task_regs()->si, ret);
-	resume_at(io, ret);
+	io_place(io, ret);
 	return leave_to_work(ctx, io, IO_BYTES);
 }
 
@@ -216,7 +221,7 @@ static __always_inline int exit_send_vector(struct trace_event_raw_sys_exit *ctx
 	}
 	if (io_vector(io, iov, iovlen, ret))
 		return 0;
-	resume_at(io, ret);
+	io_place(io, ret);
 	return leave_to_work(ctx, io, IO_BYTES);
 }
 
@@ -246,92 +251,67 @@ int exit_sendmsg(struct trace_event_raw_sys_exit *ctx)
 
 /* ---- sends whose bytes never pass through user memory ------------------------------- */
 
-static __always_inline int unseen(void *ctx, __u32 fd, long ret)
+static __always_inline int unseen(void *ctx, struct io *io, long ret)
 {
-	struct io *io = io_get();
-
-	if (ret <= 0 || !io || !sock_of_fd(io, fd))
-		return 0;
-	io->start_ns = io->end_ns = bpf_ktime_get_ns();
-	io->pid_tgid = bpf_get_current_pid_tgid();
-	io->tx = 1;
 	io->gone = 0;
 	io->left = ret;
-	io->seq = io->is_tcp ? sock_write_seq(io) - (__u32)ret : 0;
+	io_place(io, ret);
 	return leave_to_work(ctx, io, IO_UNSEEN);
 }
 
 SEC("tracepoint/syscalls/sys_exit_sendfile64")
 int exit_sendfile(struct trace_event_raw_sys_exit *ctx)
 {
-	return unseen(ctx, task_regs()->di, ctx->ret);
+	struct io *io;
+
+	if (ctx->ret <= 0)
+		return 0;
+	io = io_begin(task_regs()->di, 1, 0);
+	return io ? unseen(ctx, io, ctx->ret) : 0;
 }
 
 SEC("tracepoint/syscalls/sys_exit_splice")
 int exit_splice(struct trace_event_raw_sys_exit *ctx)
 {
 	struct pt_regs *regs = task_regs();
-	struct io *io = io_get();
+	struct io *io;
 
-	if (ctx->ret <= 0 || !io)
+	if (ctx->ret <= 0)
 		return 0;
 	/* one end is a pipe, so at most one is a socket */
-	if (sock_of_fd(io, regs->di)) {
-		io->start_ns = io->end_ns = bpf_ktime_get_ns();
-		io->pid_tgid = bpf_get_current_pid_tgid();
-		io->tx = 0;
-		io->gone = 0;
-		io->left = ctx->ret;
-		io->seq = io->is_tcp ? sock_copied_seq(io) - (__u32)ctx->ret : 0;
-		return leave_to_work(ctx, io, IO_UNSEEN);
-	}
-	return unseen(ctx, regs->dx, ctx->ret);
+	io = io_begin(regs->di, 0, 0);
+	if (!io)
+		io = io_begin(regs->dx, 1, 0);
+	return io ? unseen(ctx, io, ctx->ret) : 0;
 }
 
 /* ---- receives ------------------------------------------------------------------------ */
-
-static __always_inline struct io *receive_begin(__u32 fd)
-{
-	struct io *io = io_get();
-
-	if (!io || !sock_of_fd(io, fd))
-		return NULL;
-	io->start_ns = io->end_ns = bpf_ktime_get_ns();
-	io->pid_tgid = bpf_get_current_pid_tgid();
-	io->tx = 0;
-	io->early = 0;
-	return io;
-}
 
 static __always_inline int receive_single(void *ctx, long ret, __u64 flags)
 {
 	struct pt_regs *regs;
 	struct io *io;
 
-	if (ret == -11 || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE)) /* EAGAIN */
+	if (ret == -EAGAIN || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
 		return 0;
 	regs = task_regs();
-	io = receive_begin(regs->di);
+	io = io_begin(regs->di, 0, 0);
 	if (!io)
 		return 0;
 	if (ret <= 0) {
 		io->ret = ret;
 		return leave_to_work(ctx, io, IO_NONE);
 	}
-	io->seq = io->is_tcp ? sock_copied_seq(io) - (__u32)ret : 0;
-	if (flags & MSG_TRUNC && io->is_tcp) {
-		/* discarded: nothing was written to the buffer */
-		io->gone = 0;
-		io->left = ret;
-		return leave_to_work(ctx, io, IO_UNSEEN);
-	}
+	if (flags & MSG_TRUNC && io->is_tcp) /* discarded: nothing was written to the buffer */
+		return unseen(ctx, io, ret);
 	io_single(io, regs->si, ret);
+	io_place(io, ret);
 	return leave_to_work(ctx, io, IO_BYTES);
 }
 
 static __always_inline int receive_vector(void *ctx, long ret, __u32 fd, __u64 iov, __u64 iovlen)
 {
-	struct io *io = receive_begin(fd);
+	struct io *io = io_begin(fd, 0, 0);
 
 	if (!io)
 		return 0;
@@ -341,7 +321,7 @@ static __always_inline int receive_vector(void *ctx, long ret, __u32 fd, __u64 i
 	}
 	if (io_vector(io, iov, iovlen, ret))
 		return 0;
-	io->seq = io->is_tcp ? sock_copied_seq(io) - (__u32)ret : 0;
+	io_place(io, ret);
 	return leave_to_work(ctx, io, IO_BYTES);
 }
 
@@ -362,7 +342,7 @@ int exit_readv(struct trace_event_raw_sys_exit *ctx)
 {
 	struct pt_regs *regs = task_regs();
 
-	if (ctx->ret == -11)
+	if (ctx->ret == -EAGAIN)
 		return 0;
 	return receive_vector(ctx, ctx->ret, regs->di, regs->si, regs->dx);
 }
@@ -373,7 +353,7 @@ int exit_recvmsg(struct trace_event_raw_sys_exit *ctx)
 	struct pt_regs *regs = task_regs();
 	struct user_msghdr msg;
 
-	if (ctx->ret == -11 || regs->dx & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
+	if (ctx->ret == -EAGAIN || regs->dx & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
 		return 0;
 	if (read_msghdr(&msg, regs->si))
 		return 0;
@@ -385,11 +365,10 @@ int exit_recvmsg(struct trace_event_raw_sys_exit *ctx)
 SEC("tracepoint/syscalls/sys_enter_sendmmsg")
 int enter_sendmmsg(struct trace_event_raw_sys_enter *ctx)
 {
-	struct io *io = send_begin(ctx->args[0]);
+	struct io *io = io_begin(ctx->args[0], 1, 0);
 
 	if (!io || !sock_can_send(io))
 		return 0;
-	io->early = 0;
 	io->vector = ctx->args[1];
 	io->ret = ctx->args[2];
 	return leave_to_work(ctx, io, IO_MANY);
@@ -403,7 +382,7 @@ int exit_recvmmsg(struct trace_event_raw_sys_exit *ctx)
 
 	if (ctx->ret <= 0 || regs->r10 & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
 		return 0;
-	io = receive_begin(regs->di);
+	io = io_begin(regs->di, 0, 0);
 	if (!io)
 		return 0;
 	io->vector = regs->si;
