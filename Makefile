@@ -23,7 +23,8 @@ BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(MACHINE)))
 CLANG := clang-19
 BPF_CFLAGS := -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
 	-D__TARGET_ARCH_$(BPF_ARCH) -D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
-OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c))
+OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c)) \
+	tracer/objects/replay.so
 C_FILES = $(shell find ebpf tests -name '*.[ch]')
 
 # "[2/5] what is done now". The total is what `make -n` says would be done: a stamp that is
@@ -83,7 +84,7 @@ fuzz: packages $(VENV)/.runtime ## libFuzzer on the parsers, 10 min each (FUZZ_S
 
 .PHONY: insns
 insns: $(OBJECTS) ## instructions per eBPF program
-	@scripts/insns.sh $(OBJECTS)
+	@scripts/insns.sh $(filter %.bpf.o,$(OBJECTS))
 
 .PHONY: bench
 bench: setup build ## nginx untraced and traced, side by side: what tracing costs here
@@ -177,6 +178,14 @@ $(VENV)/bin/wirespan: pyproject.toml $(VENV)/.runtime
 tracer/objects/%.bpf.o: build/%.bpf.o
 	@mkdir -p $(@D)
 	@cp $< $@
+
+# The same sources for the host: `wirespan replay` and the tests of parsers and pairing.
+tracer/objects/replay.so: ebpf/replay.c Makefile | packages
+	$(call say,host library $@)
+	@mkdir -p build $(@D)
+	@$(CLANG) -g -O2 -std=gnu11 -fPIC -shared -Wl,-Bsymbolic -Wall -Wextra -Werror -Wno-unused-function \
+		-Wno-unused-parameter -Iebpf -MMD -MP -MF build/replay.bpf.d -MT $@ \
+		-isystem /usr/include/$(MACHINE)-linux-gnu $< -o $@
 
 # llvm-strip -g drops DWARF and keeps BTF.
 build/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages

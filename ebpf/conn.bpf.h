@@ -47,14 +47,21 @@ static __always_inline void walk(struct conn *c, struct io *io)
  */
 __noinline int pass_unseen(struct conn *c, struct io *io, __u32 n, __u32 end)
 {
-	struct h1_stream *s;
+	struct stream *s;
 
 	if (!c || !io)
 		return 0;
-	s = io->request ? &c->req : &c->resp;
-	if (h1_skippable(s) >= n) {
+	s = io->request ? &c->t.req : &c->t.resp;
+	if (c->rec.protocol == FLOW_PROTO_HTTP2 && s->state == H2_CONTENT && s->own[H2_LEFT] >= n) {
+		s->digits = H2_NOT_GRPC; /* messages can't be told apart any more */
+		s->skip = s->own[H2_LEFT];
+	}
+	if (s->skip >= n) {
 		count(FLOW_COUNT_OPAQUE_BYTES, n);
-		passed(c, io, s, n, end);
+		if (c->rec.protocol == FLOW_PROTO_HTTP2)
+			streams_passed(c, io, s, n);
+		else
+			heard(c, io, s, record_of(c, io), passed(c, io, s, n), end);
 	} else {
 		lost_track(c, io, FLOW_LOSS_GAP);
 	}
@@ -108,15 +115,24 @@ static __always_inline void own_key_of(const struct flow_record *id, int at_clie
 	own->server_port = at_client ? id->remote_port : id->local_port;
 }
 
+/* Is this the far end of a connection of the tracer's own? Its first send told. */
+static __always_inline int is_own(const struct flow_record *id)
+{
+	struct own_key own = {};
+
+	own_key_of(id, 0, &own);
+	return bpf_map_lookup_elem(&own_conns, &own) != NULL;
+}
+
 static const struct conn blank = {};
 
 /*
- * Recognise a connection by the first bytes of this I/O, which must look like a request.
- * They are in the window then, and the connection is in the map.
+ * Recognise a connection by the first bytes of this I/O. They are in the window then, and the
+ * connection is in the map; if they were too few to tell its protocol, that is 0.
  */
 __noinline int recognise(struct io *io)
 {
-	struct h1_stream none = {};
+	struct stream none = {};
 	struct flow_record *id;
 	__u64 sk, ino, *other;
 	int found, fresh;
@@ -158,7 +174,10 @@ __noinline int recognise(struct io *io)
 			send_defer(io);
 		return 0;
 	}
-	found = h1_detect(&io->win);
+	/* of a Unix socket nobody knows whether it is fresh: look for both */
+	found = detect(io, fresh || !io->is_tcp);
+	if (!found && !io->is_tcp)
+		found = detect(io, 0);
 	if (!found) {
 		if (fresh) {
 			count(FLOW_COUNT_OTHER, 1);
@@ -166,14 +185,13 @@ __noinline int recognise(struct io *io)
 		}
 		return 0;
 	}
-	if (!io->tx && io->is_tcp) {
-		struct own_key own = {};
-
-		own_key_of(id, 0, &own);
-		if (bpf_map_lookup_elem(&own_conns, &own)) {
-			bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
-			return 0;
-		}
+	if (!io->is_tcp && sock_unix_is_own(io)) {
+		bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
+		return 0;
+	}
+	if (!io->tx && io->is_tcp && is_own(id)) {
+		bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
+		return 0;
 	}
 	if (bpf_map_update_elem(&conns, &sk, &blank, BPF_ANY)) {
 		lose(FLOW_LOSS_CONNS_FULL);
@@ -184,16 +202,14 @@ __noinline int recognise(struct io *io)
 		return 0;
 	c->ino = ino;
 	c->filter_tgid = tgid;
-	c->role = io->tx ? FLOW_CLIENT : FLOW_SERVER;
 	c->fresh = fresh;
 	c->is_tcp = io->is_tcp;
 	c->inline_index = ~0U;
-	c->req.state = H1_START;
-	c->resp.flags = H1_RESPONSE;
-	c->resp.state = H1_SYNC;
+	c->foreign = !io->tx;
+	c->first_ns = io->start_ns;
 	c->rec.conn_id = ino;
-	c->rec.protocol = FLOW_PROTO_HTTP1;
-	c->rec.role = c->role;
+	if ((found & 0xff) != DETECT_MORE)
+		decided(c, io, found);
 	if (io->is_tcp) {
 		sock_addresses(io, &c->rec);
 		c->tx_seq = io->tx ? at : sock_write_seq(io);
@@ -221,6 +237,9 @@ __noinline int process(struct io *io)
 	sk = io->sk;
 	tgid = io->pid_tgid >> 32;
 	io->gone = 0;
+	io->unread = 0;
+	io->lost = 0;
+	block_reset(io);
 	c = bpf_map_lookup_elem(&conns, &sk);
 	if (c && c->ino != io->ino) {
 		/* the address is another socket's by now */
@@ -233,12 +252,19 @@ __noinline int process(struct io *io)
 		c = bpf_map_lookup_elem(&conns, &sk);
 		if (!c)
 			return 0;
-		io->request = 1;
 	} else {
 		if (cfg_filters && c->filter_tgid != tgid) {
 			if (!filter_wants(tgid, c->rec.local_port, c->rec.remote_port))
 				return 0;
 			c->filter_tgid = tgid;
+		}
+		/* a server that spoke first could not tell yet */
+		if (!c->foreign && !io->tx) {
+			c->foreign = 1;
+			if (c->is_tcp && is_own(&c->rec)) {
+				disown(c, io);
+				return 0;
+			}
 		}
 		io->request = io->tx == (c->role == FLOW_CLIENT);
 		io_empty_window(io);
@@ -247,10 +273,11 @@ __noinline int process(struct io *io)
 		else
 			io->seq = io->tx ? c->tx_seq : c->rx_seq;
 	}
-	io->unread = 0;
 	walk(c, io);
 	if (io->gone)
 		return 0;
+	if (io->lost)
+		streams_end(c, sk, FLOW_END_GAP, io->end_ns);
 	if (io->unread)
 		send_defer(io); /* align() will pass over what was parsed already */
 	if (io->tx)
@@ -284,7 +311,10 @@ __noinline int process_unseen(struct io *io)
 		c->tx_seq += n;
 	else
 		c->rx_seq += n;
+	io->lost = 0;
 	pass_unseen(c, io, n, FLOW_END_RESPONSE);
+	if (io->lost)
+		streams_end(c, io->sk, FLOW_END_GAP, io->end_ns);
 	return 0;
 }
 
@@ -292,7 +322,7 @@ __noinline int process_unseen(struct io *io)
 static __always_inline void end_sending(struct conn *c, __u64 sk, __u64 now)
 {
 	if (c->role == FLOW_SERVER)
-		end_all(c, sk, FLOW_END_LOCAL, now);
+		end_exchanges(c, sk, FLOW_END_LOCAL, now);
 }
 
 /* The connection is over for this side. */
@@ -302,7 +332,7 @@ static __always_inline void end_conn(struct conn *c, __u64 sk, __u32 end, __u64 
 		end = FLOW_END_TIMEOUT;
 	else if (c->error)
 		end = FLOW_END_RESET;
-	end_all(c, sk, end, now);
+	end_exchanges(c, sk, end, now);
 	forget(c, sk);
 }
 
@@ -342,7 +372,7 @@ static __always_inline void receive_none(struct io *io)
 	if (!(LOAD(struct sock, (void *)sk, sk_shutdown) & RCV_SHUTDOWN))
 		return; /* asked for no bytes */
 	if (c->role == FLOW_CLIENT)
-		end_all(c, sk, FLOW_END_PEER, io->start_ns);
+		end_exchanges(c, sk, FLOW_END_PEER, io->start_ns);
 }
 
 #endif

@@ -13,18 +13,15 @@
 #include "filter.bpf.h"
 #include "sock.bpf.h"
 
-#define MAX_PIPELINED 256   /* requests in flight that are accounted for when a connection ends */
+#define MAX_PIPELINED 1024  /* requests in flight that are accounted for when a connection ends */
 #define STEPS_AT_ONCE 8	    /* parser steps without a look at the connection */
 #define STEPS_FAST 32	    /* steps of one I/O that are taken in a plain loop */
 #define STEPS_MOST 65536    /* and those in bpf_loop(): Linux 5.17 */
 #define STEPS_OLD 1024	    /* or without it */
 #define RING_WAKE (2 << 20) /* bytes waiting at which the reader is woken */
+#define UNIX_PATH_AT 280    /* text up to here leaves room for a Unix socket's path */
 
-static __always_inline int in_head(const struct h1_stream *s)
-{
-	return s->state >= H1_METHOD && s->state <= H1_LINE && s->next != H1_CHUNK &&
-	       s->next != H1_TRAILER;
-}
+int emit_closed(struct conn *c);
 
 /* The record of request `index`, or NULL if it found no room. */
 static __always_inline struct flow_record *slot_of(struct conn *c, __u64 sk, __u32 index)
@@ -51,21 +48,41 @@ static __always_inline void slot_free(struct conn *c, __u64 sk, __u32 index)
  * whoever calls them (Linux kernel commit 51c39bb1d5d1, in v5.6): this keeps loading quick.
  */
 
-/* Hand a record to user space. The reader polls by time; it is woken only if it lags. */
+/* How a record is handed over. The reader polls by time; it is woken only if it lags. */
+static __always_inline __u64 ring_flags(void)
+{
+	/* once as the mark is passed: a wake-up costs an interrupt of several microseconds */
+	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) - RING_WAKE <
+	    2 * sizeof(struct flow_record))
+		return BPF_RB_FORCE_WAKEUP;
+	return BPF_RB_NO_WAKEUP;
+}
+
+/* The strings of an exchange fill its record: hand them over ahead of it. */
+static __always_inline void emit_part(struct flow_record *r)
+{
+	r->kind = FLOW_PART;
+	r->version++; /* how many parts there are: user space sees it if one is lost */
+	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
+		lose(FLOW_LOSS_RING_FULL);
+	r->kind = FLOW_EXCHANGE;
+	r->text_len = 0;
+	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
+}
+
+/* Hand a whole exchange to user space. */
 __noinline int emit(struct flow_record *r, __u64 sk)
 {
-	__u64 flags = BPF_RB_NO_WAKEUP;
-
 	if (!r)
 		return 0;
-	if (r->family == AF_UNIX)
+	if (r->family == AF_UNIX) {
+		if (r->protocol != FLOW_PROTO_HTTP1 && r->text_len > UNIX_PATH_AT)
+			emit_part(r);
 		sock_unix_path((void *)sk, r);
-	if (r->method == FLOW_METHOD_OTHER)
+	}
+	if (r->protocol == FLOW_PROTO_HTTP1 && r->method == FLOW_METHOD_OTHER)
 		r->text_len = H1_METHOD_OFF + H1_METHOD_MAX; /* its text lies at the end */
-	/* once as the mark is passed: a wake-up costs an interrupt of several microseconds */
-	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) - RING_WAKE < 2 * sizeof(*r))
-		flags = BPF_RB_FORCE_WAKEUP;
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), flags))
+	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
 		lose(FLOW_LOSS_RING_FULL);
 	else
 		count(FLOW_COUNT_EXCHANGES, 1);
@@ -78,14 +95,15 @@ static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record 
 {
 	r->end = end;
 	r->end_ns = now;
-	r->response_body_bytes = c->resp.body_bytes;
+	r->response_body_bytes = c->t.resp.body_bytes;
 	if (!r->request_end_ns) {
 		if (end <= FLOW_END_UPGRADE) /* a whole response */
 			r->flags |= FLOW_FLAG_EARLY;
 		if (c->started - c->answered == 1)
-			r->request_body_bytes = c->req.body_bytes;
+			r->request_body_bytes = c->t.req.body_bytes;
 	}
-	emit(r, sk);
+	if (c->t.sure)
+		emit(r, sk);
 	slot_free(c, sk, c->answered);
 	c->answered++;
 }
@@ -101,7 +119,7 @@ __noinline int end_oldest(struct conn *c, __u64 sk, __u32 end, __u64 now)
 	if (!c)
 		return 0;
 	/* what has not ended its head is no request yet */
-	if (c->started - c->answered == 1 && in_head(&c->req)) {
+	if (c->started - c->answered == 1 && c->t.req.head) {
 		slot_free(c, sk, c->answered);
 		c->answered++;
 		return 0;
@@ -111,14 +129,40 @@ __noinline int end_oldest(struct conn *c, __u64 sk, __u32 end, __u64 now)
 		c->answered++;
 		return 0;
 	}
+	if (r->flags & FLOW_FLAG_ONE_WAY) {
+		answer(c, sk, r, FLOW_END_RESPONSE, r->request_end_ns);
+		return 0;
+	}
 	if (!r->first_byte_ns)
-		c->resp.body_bytes = 0; /* of the one before */
-	if (r->first_byte_ns && c->resp.state == H1_BODY_EOF &&
+		c->t.resp.body_bytes = 0; /* of the one before */
+	if (r->first_byte_ns && c->t.resp.skip == SKIP_ALL &&
 	    (end == FLOW_END_PEER || (end == FLOW_END_LOCAL && c->role == FLOW_SERVER)))
 		answer(c, sk, r, FLOW_END_EOF, r->end_ns); /* kept at the last byte seen */
 	else
 		answer(c, sk, r, end, now);
 	return 0;
+}
+
+static __always_inline void stream_lost(struct stream *s)
+{
+	s->state = STATE_SYNC;
+	s->skip = 0;
+	s->carry_len = 0;
+	s->head = 0;
+}
+
+/* A message begins: nothing of the one before counts. */
+static __always_inline void stream_begin(struct stream *s)
+{
+	s->number = 0;
+	s->length = 0;
+	s->body_bytes = 0;
+	s->flags = 0;
+	s->digits = 0;
+	s->next = 0;
+	s->head = 1;
+	s->state = STATE_START + 1;
+	__builtin_memset(s->own, 0, sizeof(s->own));
 }
 
 /* No more responses will come: end all that is in flight. */
@@ -130,7 +174,22 @@ __noinline int end_all(struct conn *c, __u64 sk, __u32 end, __u64 now)
 		return 0;
 	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
 		end_oldest(c, sk, end, now);
-	c->resp.state = H1_SYNC;
+	stream_lost(&c->t.resp);
+	return 0;
+}
+
+/* What user space keeps of a connection it can forget. */
+__noinline int emit_closed(struct conn *c)
+{
+	struct flow_record *r;
+
+	if (!c)
+		return 0;
+	r = &c->rec;
+	r->kind = FLOW_CLOSED;
+	r->text_len = 0;
+	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
+		lose(FLOW_LOSS_RING_FULL);
 	return 0;
 }
 
@@ -144,9 +203,20 @@ static __always_inline struct conn *conn_of(__u64 sk, __u64 ino)
 
 static __always_inline void forget(struct conn *c, __u64 sk)
 {
-	if (c->confirmed)
+	if (c->confirmed) {
 		count(FLOW_COUNT_CONNS_FREED, 1);
+		if (c->rec.protocol != FLOW_PROTO_HTTP1)
+			emit_closed(c);
+	}
 	bpf_map_delete_elem(&conns, &sk);
+}
+
+/* HTTP/2: no stream's end is certain any more. process() ends them all. */
+static __always_inline void streams_lost(struct conn *c, struct io *io)
+{
+	io->lost = 1;
+	c->lost |= io->request ? 1 : 2;
+	stream_lost(io->request ? &c->t.req : &c->t.resp);
 }
 
 /* Bytes went by unseen where they mattered. */
@@ -155,34 +225,63 @@ __noinline int lost_track(struct conn *c, struct io *io, __u32 reason)
 	if (!c || !io)
 		return 0;
 	lose(reason);
+	if (c->rec.protocol == FLOW_PROTO_HTTP2) {
+		streams_lost(c, io);
+		return 0;
+	}
 	if (io->request) {
-		if (in_head(&c->req) && c->started != c->answered) {
+		if (c->t.req.head && c->started != c->answered) {
 			c->started--;
 			slot_free(c, io->sk, c->started);
 			if (c->started == c->answered)
-				c->resp.state = H1_SYNC; /* it may have been answered in part */
+				stream_lost(&c->t.resp); /* it may have been answered in part */
 		}
-		c->req.state = H1_SYNC;
-		c->req.carry_len = 0;
+		stream_lost(&c->t.req);
 	} else {
 		end_all(c, io->sk, FLOW_END_GAP, io->end_ns);
-		c->resp.carry_len = 0;
 	}
 	return 0;
+}
+
+/* Drop what is in flight: none of it is an exchange. */
+__noinline int drop_all(struct conn *c, __u64 sk)
+{
+	__u32 i;
+
+	if (!c)
+		return 0;
+	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
+		slot_free(c, sk, c->answered++);
+	return 0;
+}
+
+/* Forget a connection that turned out to be none of ours, or not recognisable yet. */
+static __always_inline void forget_all(struct conn *c, struct io *io)
+{
+	drop_all(c, io->sk);
+	forget(c, io->sk);
+	io->gone = 1;
 }
 
 /* This connection is none of ours from here on. */
 static __always_inline void disown(struct conn *c, struct io *io)
 {
 	__u64 sk = io->sk, ino = io->ino;
-	__u32 i;
 
-	/* what seemed to be requests behind was the other protocol's already */
-	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
-		slot_free(c, sk, c->answered++);
-	forget(c, sk);
+	forget_all(c, io);
 	bpf_map_update_elem(&others, &sk, &ino, BPF_ANY);
-	io->gone = 1;
+}
+
+/* HTTP/1 handed the connection over, may be to HTTP/2 (h2c, RFC 7540 section 3.2). */
+static __always_inline void upgrade(struct conn *c, struct io *io)
+{
+	drop_all(c, io->sk);
+	__builtin_memset(&c->t, 0, sizeof(c->t));
+	c->rec.protocol = 0;
+	c->upgraded = 1;
+	c->confirmed = 0;
+	count(FLOW_COUNT_CONNS_FREED, 1);
+	count(FLOW_COUNT_UPGRADED, 1);
 }
 
 /*
@@ -194,7 +293,7 @@ static __always_inline void notice_unseen_answer(struct conn *c, struct io *io)
 {
 	__u32 at;
 
-	if (!c->is_tcp || c->deferred || h1_skippable(&c->resp))
+	if (!c->is_tcp || c->deferred || c->t.resp.skip)
 		return;
 	if (io->tx && c->started != c->answered && c->started - c->answered < MAX_PIPELINED)
 		return;
@@ -213,16 +312,18 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 {
 	struct pipelined_key key = { .sk = io->sk };
 	void *task = (void *)bpf_get_current_task();
-	struct h1_stream *s = &c->req;
 	struct flow_record *r = &c->rec;
 	__u32 flags = c->rec.flags & FLOW_FLAG_IDS_PRIVATE;
 
-	notice_unseen_answer(c, io);
+	if (io->request) { /* and not a server's greeting */
+		notice_unseen_answer(c, io);
+		stream_begin(&c->t.req);
+	}
 	key.index = c->started;
-	h1_reset(s);
-	s->state = H1_METHOD;
-	if (c->started == c->answered && c->resp.state == H1_SYNC)
-		c->resp.state = H1_START;
+	if (c->started == c->answered && c->t.resp.state == STATE_SYNC)
+		c->t.resp.state = STATE_START;
+	if (c->t.old)
+		flags |= FLOW_FLAG_OLD;
 	if (c->started != c->answered)
 		flags |= FLOW_FLAG_PIPELINED;
 	if (c->inline_index == ~0U) {
@@ -237,15 +338,23 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 		}
 	}
 	c->started++;
-	r->start_ns = io->start_ns;
+	r->start_ns = c->first_ns ? c->first_ns : io->start_ns;
+	c->first_ns = 0;
 	r->request_end_ns = 0;
 	r->first_byte_ns = 0;
 	r->end_ns = 0;
 	r->request_body_bytes = 0;
 	r->response_body_bytes = 0;
+	r->rows_returned = 0;
+	r->rows_affected = 0;
 	r->request_seq = io->seq - (io->win.end - io->win.pos);
 	r->response_seq = io->tx ? c->rx_seq : c->tx_seq; /* until it comes */
 	r->status = 0;
+	r->code = 0;
+	r->stream_id = 0;
+	r->request_messages = 0;
+	r->response_messages = 0;
+	r->method = 0;
 	r->flags = flags;
 	r->truncated = 0;
 	r->text_len = 0;
@@ -266,14 +375,21 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 static __always_inline void begin_response(struct conn *c, struct io *io)
 {
 	struct flow_record *r;
+	int i;
 
+	for (i = 0; i < STRIDE && c->answered != c->started; i++) {
+		r = slot_of(c, io->sk, c->answered);
+		if (!r || !(r->flags & FLOW_FLAG_ONE_WAY))
+			break;
+		answer(c, io->sk, r, FLOW_END_RESPONSE, r->request_end_ns);
+	}
 	if (c->answered == c->started) {
-		lose(FLOW_LOSS_ORPHAN);
-		c->resp.state = H1_SYNC;
+		if (c->t.sure)
+			lose(FLOW_LOSS_ORPHAN);
+		stream_lost(&c->t.resp);
 		return;
 	}
-	h1_reset(&c->resp);
-	c->resp.state = H1_STATUS;
+	stream_begin(&c->t.resp);
 	r = slot_of(c, io->sk, c->answered);
 	if (!r)
 		return;
@@ -295,31 +411,66 @@ static __always_inline void end_request(struct conn *c, struct io *io)
 	if (!r)
 		return;
 	r->request_end_ns = io->end_ns;
-	r->request_body_bytes = c->req.body_bytes;
+	r->request_body_bytes = c->t.req.body_bytes;
+	c->t.req.head = 0;
+}
+
+/* A request that gets no response: it is over if none is in flight before it. */
+static __always_inline void end_alone(struct conn *c, struct io *io)
+{
+	struct flow_record *r = slot_of(c, io->sk, c->started - 1);
+
+	end_request(c, io);
+	if (!r)
+		return;
+	r->flags |= FLOW_FLAG_ONE_WAY;
+	if (c->started - c->answered == 1) {
+		c->t.resp.body_bytes = 0;
+		answer(c, io->sk, r, FLOW_END_RESPONSE, io->end_ns);
+	}
+}
+
+/*
+ * The server speaks first: an exchange begins with its greeting, that the connecting of both
+ * sides belongs to.
+ */
+static __always_inline void open_exchange(struct conn *c, struct io *io)
+{
+	c->t.old = 0;
+	begin_request(c, io);
+	begin_response(c, io);
+	c->rec.request_seq = io->tx ? c->rx_seq : c->tx_seq;
 }
 
 static __always_inline void end_response(struct conn *c, struct io *io, __u8 end)
 {
-	struct flow_record *r = slot_of(c, io->sk, c->answered);
+	struct flow_record *r;
 
+	if (c->answered == c->started)
+		return;
+	r = slot_of(c, io->sk, c->answered);
 	if (r)
 		answer(c, io->sk, r, end, io->end_ns);
 	else
 		c->answered++;
 }
 
+/* It looked like a protocol of ours at first, and was something else. */
+static __always_inline void mistaken(struct conn *c, struct io *io)
+{
+	if (!c->upgraded && !c->fresh) {
+		forget_all(c, io);
+		return;
+	}
+	if (!c->upgraded)
+		count(FLOW_COUNT_OTHER, 1);
+	disown(c, io);
+}
+
 static __always_inline void invalid(struct conn *c, struct io *io)
 {
-	if (!c->confirmed) {
-		/* it looked like a request at first, and was something else */
-		slot_free(c, io->sk, c->started - 1);
-		if (c->fresh) {
-			count(FLOW_COUNT_OTHER, 1);
-			disown(c, io);
-		} else {
-			forget(c, io->sk);
-			io->gone = 1;
-		}
+	if (!c->t.sure) {
+		mistaken(c, io);
 		return;
 	}
 	if (io->request) {
@@ -330,48 +481,137 @@ static __always_inline void invalid(struct conn *c, struct io *io)
 	}
 }
 
-/* One parser step, as a function that the verifier looks at by itself. */
-__noinline int step(struct h1_stream *s, struct flow_record *r, struct h1_window *w)
+/* One parser step of each protocol, as functions that the verifier looks at by themselves. */
+#define STEP_FUNCTION(id, name)                                                                    \
+	__noinline int name##_one(struct conn *c, struct io *io, struct flow_record *r)            \
+	{                                                                                          \
+		if (!c || !io || !r)                                                               \
+			return STEP_INVALID;                                                       \
+		return name##_step(&c->t, io->request ? &c->t.req : &c->t.resp, r, &io->win);      \
+	}
+PROTOCOLS(STEP_FUNCTION)
+
+static __always_inline int step(struct conn *c, struct io *io, struct flow_record *r)
 {
-	if (!s || !r || !w)
-		return H1_INVALID;
-	return h1_step(s, r, w);
+	switch (c->rec.protocol) {
+#define STEP_CASE(id, name)                                                                        \
+	case id:                                                                                   \
+		return name##_one(c, io, r);
+		PROTOCOLS(STEP_CASE)
+	}
+	return STEP_INVALID;
 }
 
 /* Parser steps up to one that the connection must hear of. */
-static __always_inline int steps(struct h1_stream *s, struct flow_record *r, struct h1_window *w)
+static __always_inline int steps(struct conn *c, struct stream *s, struct io *io,
+				 struct flow_record *r)
 {
-	int result = H1_INVALID, i;
+	int result = STEP_INVALID, i;
 
 	for (i = 0; i < STEPS_AT_ONCE; i++) {
-		result = step(s, r, w);
-		if (result != H1_AGAIN || s->state == H1_CHUNK)
-			break;
+		result = step(c, io, r);
+		if (result != STEP_AGAIN || s->skip)
+			return result;
 	}
+	/* what needs no further byte does not wait for one */
+	if (io->win.pos >= io->win.end)
+		result = step(c, io, r);
 	return result;
 }
 
-/* n bytes of content went by; `end` is what a response's end is called if this was it. */
-static __always_inline void passed(struct conn *c, struct io *io, struct h1_stream *s, __u64 n,
-				   __u8 end)
+static __always_inline int passed_one(struct conn *c, struct stream *s, struct flow_record *r)
 {
-	if (s->state == H1_BODY_EOF) {
-		struct flow_record *r = slot_of(c, io->sk, c->answered);
-
-		if (r)
-			r->end_ns = io->end_ns;
+	switch (c->rec.protocol) {
+#define PASSED_CASE(id, name)                                                                      \
+	case id:                                                                                   \
+		return name##_passed(&c->t, s, r);
+		PROTOCOLS(PASSED_CASE)
 	}
-	if (h1_skip(s, n) != H1_END)
-		return;
-	if (io->request)
-		end_request(c, io);
-	else
-		end_response(c, io, end);
+	return STEP_INVALID;
 }
 
-/* Pass over content in the window or, unread, in the user's buffer. */
-static __always_inline int pass_content(struct conn *c, struct io *io, struct h1_stream *s,
-					__u64 most)
+/* What a step came to, beside the windows. Returns 0 when this I/O is done with. */
+static __always_inline int heard(struct conn *c, struct io *io, struct stream *s,
+				 struct flow_record *r, int result, __u8 end)
+{
+	switch (result) {
+	case STEP_BEGIN:
+		if (io->request)
+			begin_request(c, io);
+		else
+			begin_response(c, io);
+		return 1;
+	case STEP_OPEN:
+		open_exchange(c, io);
+		return 1;
+	case STEP_FULL:
+		emit_part(r);
+		return 1;
+	case STEP_END:
+		if (io->request)
+			end_request(c, io);
+		else
+			end_response(c, io, end);
+		return 1;
+	case STEP_ALONE:
+		end_alone(c, io);
+		return 1;
+	case STEP_HEAD_END:
+		if (s->skip == SKIP_ALL)
+			r->end_ns = io->end_ns; /* if nothing follows */
+		return 1;
+	case STEP_TUNNEL:
+		end_response(c, io, FLOW_END_UPGRADE);
+		upgrade(c, io);
+		return !io->gone;
+	case STEP_LEAVE:
+		count(FLOW_COUNT_LEFT, 1);
+		disown(c, io);
+		return 0;
+	case STEP_ENCRYPTED:
+		count(FLOW_COUNT_ENCRYPTED, 1);
+		disown(c, io);
+		return 0;
+	case STEP_COMPRESSED:
+		count(FLOW_COUNT_COMPRESSED, 1);
+		disown(c, io);
+		return 0;
+	case STEP_INVALID:
+		invalid(c, io);
+		return 1;
+	}
+	return 1;
+}
+
+/* The record that a stream's bytes are of. */
+static __always_inline struct flow_record *record_of(struct conn *c, struct io *io)
+{
+	struct flow_record *r = NULL;
+
+	if (c->started != c->answered)
+		r = slot_of(c, io->sk, io->request ? c->started - 1 : c->answered);
+	return r ? r : &io->spare;
+}
+
+/* n bytes of content went by. Returns what that comes to. */
+static __always_inline int passed(struct conn *c, struct io *io, struct stream *s, __u64 n)
+{
+	struct flow_record *r;
+
+	s->body_bytes += n;
+	if (s->skip == SKIP_ALL) {
+		r = record_of(c, io);
+		r->end_ns = io->end_ns;
+		return STEP_AGAIN;
+	}
+	s->skip -= n;
+	if (s->skip)
+		return STEP_AGAIN;
+	return passed_one(c, s, record_of(c, io));
+}
+
+/* Pass over content in the window or, unread, in the user's buffer: how much. 0: none left. */
+static __always_inline __u64 pass_bytes(struct io *io, __u64 most)
 {
 	__u64 n = io->win.end - io->win.pos;
 
@@ -379,104 +619,183 @@ static __always_inline int pass_content(struct conn *c, struct io *io, struct h1
 		if (n > most)
 			n = most;
 		io->win.pos += n;
-	} else {
-		if (!io->left)
-			return 0;
-		n = io_skip(io, most);
-		if (!n) /* an empty piece, or no piece where there should be one */
-			return io->batch_at < io->batch_n || io->iov_left;
+		return n;
 	}
-	passed(c, io, s, n, FLOW_END_RESPONSE);
+	return io->left ? io_skip(io, most) : 0;
+}
+
+/* Are there pieces yet to come, behind an empty one? */
+static __always_inline int more_pieces(const struct io *io)
+{
+	return io->left && (io->batch_at < io->batch_n || io->iov_left);
+}
+
+/* Present fresh bytes if the window is empty. Returns 1 if there are any, else 0. */
+static __always_inline int present(struct conn *c, struct io *io, struct stream *s)
+{
+	if (io->win.pos < io->win.end)
+		return 1;
+	if (!io->left)
+		return 0;
+	if (io_load(io, s)) {
+		if (io->early) {
+			/* pages not there yet: the call itself will bring them in */
+			io->unread = 1;
+			return 0;
+		}
+		lost_track(c, io, FLOW_LOSS_UNREADABLE);
+		io_skip(io, io->left);
+		return 0;
+	}
 	return 1;
 }
 
-/* A lost request stream takes up again where a buffer begins like a request. */
-static __always_inline int resync(struct conn *c, struct io *io)
+#include "streams.bpf.h"
+
+/* No more responses will come, whatever the protocol. */
+static __always_inline void end_exchanges(struct conn *c, __u64 sk, __u32 end, __u64 now)
 {
-	if (!io->request || io->win.pos != io->win.end)
+	if (c->rec.protocol == FLOW_PROTO_HTTP2)
+		streams_end(c, sk, end, now);
+	else
+		end_all(c, sk, end, now);
+}
+
+/* Each detector as a function that the verifier looks at by itself. */
+#define DETECT_FUNCTION(id, name)                                                                  \
+	__noinline int name##_found(struct io *io)                                                 \
+	{                                                                                          \
+		if (!io)                                                                           \
+			return DETECT_NO;                                                          \
+		return name##_detect(&io->win, io->left + (io->win.end - io->win.pos), io->fresh); \
+	}
+DETECT_FUNCTION(FLOW_PROTO_HTTP2, http2)
+PROTOCOLS(DETECT_FUNCTION)
+
+/* What do these first bytes speak? enum flow_protocol << 8 | enum detect. */
+__noinline int detect(struct io *io, __u32 fresh)
+{
+	int found;
+
+	if (!io)
+		return DETECT_NO;
+	io->fresh = fresh;
+#define DETECT_CASE(id, name)                                                                      \
+	found = name##_found(io);                                                                  \
+	if (found)                                                                                 \
+		return id << 8 | found;
+	DETECT_CASE(FLOW_PROTO_HTTP2, http2)
+	PROTOCOLS(DETECT_CASE)
+	return DETECT_NO;
+}
+
+/* A connection's protocol is found out: who is who? */
+static __always_inline void decided(struct conn *c, struct io *io, int found)
+{
+	io->request = (found & 0xff) == DETECT_REQUEST;
+	c->role = io->tx == io->request ? FLOW_CLIENT : FLOW_SERVER;
+	c->rec.protocol = found >> 8;
+	c->rec.role = c->role;
+	c->rec.kind = FLOW_EXCHANGE;
+	__builtin_memset(&c->t, 0, sizeof(c->t));
+	c->t.resp.response = 1;
+	c->t.old = !io->fresh; /* as the detector was told */
+	c->t.req.state = io->request || !c->t.old ? STATE_START : STATE_SYNC;
+	c->t.resp.state = io->request && found >> 8 != FLOW_PROTO_HTTP2 ? STATE_SYNC : STATE_START;
+	if (c->t.old && io->request)
+		c->t.resp.state = STATE_SYNC;
+	c->upgraded = 0;
+	if (c->is_tcp)
+		c->base = sock_first_seq(io, c->role == FLOW_SERVER);
+}
+
+/* A connection whose first bytes were too few to tell what it speaks. */
+static __always_inline int decide(struct conn *c, struct io *io)
+{
+	struct stream *s = io->tx ? &c->t.req : &c->t.resp; /* for the carry alone */
+	int found;
+
+	if (!present(c, io, s))
+		return 0;
+	found = detect(io, c->fresh || c->upgraded || !c->is_tcp);
+	if (found && c->upgraded && found >> 8 != FLOW_PROTO_HTTP2)
+		found = DETECT_NO;
+	if ((found & 0xff) == DETECT_MORE && window_left(&io->win) < CARRY) {
+		io_carry(io, s);
+		return 1;
+	}
+	if (!found || (found & 0xff) == DETECT_MORE) {
+		mistaken(c, io);
+		return 0;
+	}
+	decided(c, io, found);
+	return 1;
+}
+
+/* A lost stream takes up again where a buffer begins like a message of its protocol. */
+static __always_inline int resync(struct conn *c, struct io *io, struct stream *s)
+{
+	int found;
+
+	if ((!io->request && c->rec.protocol != FLOW_PROTO_HTTP2) || io->win.pos != io->win.end)
 		goto drop;
-	if (io_load(io, &c->req))
+	if (!RESYNC || !present(c, io, s))
 		goto drop;
-	if (!h1_detect(&io->win))
-		goto drop;
-	c->req.state = H1_START;
+	if (c->rec.protocol == FLOW_PROTO_HTTP2) {
+		if (window_left(&io->win) < H2_HEADER || !h2_plausible(&io->win, io->win.pos))
+			goto drop;
+	} else {
+		found = detect(io, 0);
+		if (found >> 8 != c->rec.protocol || (found & 0xff) == DETECT_RESPONSE)
+			goto drop;
+	}
+	s->state = STATE_START;
 	return 1;
 drop:
 	io_empty_window(io);
-	io_skip(io, io->left);
+	if (io->left)
+		io_skip(io, io->left);
 	return 0;
 }
 
 /* Take one step on the connection. Returns 0 when this I/O is done with. */
 __noinline int advance(struct conn *c, struct io *io)
 {
-	struct flow_record *r;
-	struct h1_stream *s;
-	__u64 content;
+	struct stream *s;
 	int result;
 
 	if (!c || !io || io->gone)
 		return 0;
-	s = io->request ? &c->req : &c->resp;
-	content = h1_skippable(s);
-	if (content)
-		return pass_content(c, io, s, content);
-	if (s->state == H1_SYNC)
-		return resync(c, io);
-	if (io->win.pos >= io->win.end) {
-		if (!io->left)
+	if (!c->rec.protocol)
+		return decide(c, io);
+	s = io->request ? &c->t.req : &c->t.resp;
+	if (s->state == STATE_SYNC)
+		return resync(c, io, s);
+	if (c->rec.protocol == FLOW_PROTO_HTTP2)
+		return streams_advance(c, io);
+	c->t.in_flight = c->started - c->answered;
+	if (s->skip) {
+		__u64 n = pass_bytes(io, s->skip);
+
+		if (!n) /* an empty piece, or no piece where there should be one */
+			return more_pieces(io);
+		result = passed(c, io, s, n);
+	} else {
+		if (!present(c, io, s))
 			return 0;
-		if (io_load(io, s)) {
-			if (io->early) {
-				/* pages not there yet: the call itself will bring them in */
-				io->unread = 1;
-				return 0;
-			}
-			lost_track(c, io, FLOW_LOSS_UNREADABLE);
-			io_skip(io, io->left);
-			return 0;
-		}
 		if (io->win.pos >= io->win.end) /* an empty piece */
 			return 1;
+		result = steps(c, s, io, record_of(c, io));
 	}
-	r = slot_of(c, io->sk, io->request ? c->started - 1 : c->answered);
-	if (!r)
-		r = &io->spare;
-	result = steps(s, r, &io->win);
-	if (!c->confirmed && io->request &&
-	    (s->state >= H1_NAME || result == H1_END || result == H1_HEAD_END)) {
+	if (c->t.sure && !c->confirmed) {
 		c->confirmed = 1;
 		count(FLOW_COUNT_CONNS, 1);
 	}
-	switch (result) {
-	case H1_MORE:
+	if (result == STEP_MORE) {
 		io_carry(io, s);
 		return 1;
-	case H1_BEGIN:
-		if (io->request)
-			begin_request(c, io);
-		else
-			begin_response(c, io);
-		return 1;
-	case H1_END:
-		if (io->request)
-			end_request(c, io);
-		else
-			end_response(c, io, FLOW_END_RESPONSE);
-		return 1;
-	case H1_HEAD_END:
-		if (s->state == H1_BODY_EOF)
-			r->end_ns = io->end_ns; /* if nothing follows */
-		return 1;
-	case H1_TUNNEL:
-		end_response(c, io, FLOW_END_UPGRADE);
-		disown(c, io);
-		return 0;
-	case H1_INVALID:
-		invalid(c, io);
-		return 1;
 	}
-	return 1;
+	return heard(c, io, s, record_of(c, io), result, FLOW_END_RESPONSE);
 }
 
 #endif

@@ -16,11 +16,18 @@
 enum flow_kind {
 	FLOW_EXCHANGE = 1, /* a request and its response, as one side saw them */
 	FLOW_EXEC = 2,	   /* a process has a new image: its file name and argv */
+	FLOW_PART = 3,	 /* the strings of an exchange under way, so far as they filled a record */
+	FLOW_BLOCK = 4,	 /* HTTP/2: a header block or a part of one, in the order of its stream */
+	FLOW_CLOSED = 5, /* a connection is over: what was kept of it can be forgotten */
 };
 
 enum flow_protocol {
 	FLOW_PROTO_UNKNOWN = 0,
 	FLOW_PROTO_HTTP1 = 1,
+	FLOW_PROTO_HTTP2 = 2, /* gRPC too */
+	FLOW_PROTO_MYSQL = 3, /* MariaDB too */
+	FLOW_PROTO_REDIS = 4,
+	FLOW_PROTO_POSTGRESQL = 5,
 };
 
 enum flow_role {
@@ -60,6 +67,14 @@ enum flow_flag {
 	FLOW_FLAG_IDS_PRIVATE = 1, /* request_seq/response_seq are not known to the peer alike */
 	FLOW_FLAG_PIPELINED = 2,   /* sent before the response to the one before it had ended */
 	FLOW_FLAG_EARLY = 4,	   /* the response ended before the request did */
+	FLOW_FLAG_ONE_WAY = 8,	   /* a request that gets no response */
+	FLOW_FLAG_OLD = 16, /* the connection is older than the tracer, or was lost track of */
+	/* FLOW_BLOCK */
+	FLOW_FLAG_MORE = 32,	   /* the block goes on in the next record */
+	FLOW_FLAG_END_STREAM = 64, /* RFC 9113 section 5.1 */
+	FLOW_FLAG_RESPONSE = 128,  /* the server sent it */
+	FLOW_FLAG_PROMISE = 256,   /* of a PUSH_PROMISE */
+	FLOW_FLAG_BROKEN = 512,	   /* blocks before this one were lost: the HPACK state with them */
 };
 
 /* Slots of flow_record.fields: where in text[] a string lies. */
@@ -74,6 +89,16 @@ enum flow_text {
 	FLOW_TEXT_METHOD = 6,	       /* only for FLOW_METHOD_OTHER */
 	FLOW_TEXT_UNIX_PATH = 7,       /* path the Unix socket is bound to, server side's */
 	FLOW_TEXT_FIELDS = 8,	       /* how many slots there are */
+	/* FLOW_EXCHANGE of a database's protocol */
+	FLOW_TEXT_QUERY = 0,	 /* SQL; Redis: the command's name */
+	FLOW_TEXT_DATABASE = 1,	 /* as named by this message */
+	FLOW_TEXT_ERROR = 2,	 /* the server's message */
+	FLOW_TEXT_SQLSTATE = 3,	 /* five characters */
+	FLOW_TEXT_VERSION = 4,	 /* the server's, from its greeting */
+	FLOW_TEXT_STATEMENT = 5, /* name of a prepared statement */
+	FLOW_TEXT_PORTAL = 6,
+	/* FLOW_BLOCK */
+	FLOW_TEXT_BLOCK = 0, /* field block fragment, RFC 9113 section 4.3 */
 	/* FLOW_EXEC */
 	FLOW_TEXT_EXE = 0,  /* the file name given to execve */
 	FLOW_TEXT_ARGV = 1, /* arguments, each ended by a NUL */
@@ -103,6 +128,8 @@ struct flow_record {
 	__u64 response_body_bytes; /* likewise */
 	__u64 task_start_ns; /* the process's start, CLOCK_BOOTTIME: with tgid it names a process */
 	__u64 cgroup_id;     /* cgroup v2 id; 0 where unknown */
+	__u64 rows_returned; /* databases */
+	__u64 rows_affected; /* databases */
 	__u32 request_seq;   /* TCP sequence number of the request's first byte */
 	__u32 response_seq;  /* the same of the response */
 	__u32 tgid;	     /* process that sent or received the request's first byte */
@@ -111,7 +138,11 @@ struct flow_record {
 	__u32 netns;	     /* inode number of the socket's network namespace */
 	__u32 flags;	     /* enum flow_flag */
 	__u32 status;	     /* HTTP status code; 0 where no response came */
-	__u8 local_addr[16]; /* network order; IPv4 in the first four bytes */
+	__u32 code; /* HTTP/2: error code of RST_STREAM; databases: the server's error number */
+	__u32 stream_id;	 /* HTTP/2: stream; MySQL: prepared statement; FLOW_PART: number */
+	__u32 request_messages;	 /* gRPC: whole messages; Redis: arguments of the command */
+	__u32 response_messages; /* gRPC: whole messages */
+	__u8 local_addr[16];	 /* network order; IPv4 in the first four bytes */
 	__u8 remote_addr[16];
 	char comm[16];	   /* of the thread that handled the request's first byte */
 	__u16 family;	   /* enum flow_family */
@@ -121,7 +152,7 @@ struct flow_record {
 	__u8 protocol;	   /* enum flow_protocol */
 	__u8 role;	   /* enum flow_role */
 	__u8 end;	   /* enum flow_end */
-	__u8 method;	   /* enum flow_method */
+	__u8 method;	   /* enum flow_method; MySQL: command byte; PostgreSQL: message type */
 	__u8 version;	   /* HTTP: major * 10 + minor, of the response, else of the request */
 	__u16 truncated;   /* bit n: field n was longer than what is kept */
 	__u16 text_len;	   /* bytes of text[] in use */
@@ -143,7 +174,8 @@ enum flow_loss {
 	FLOW_LOSS_ORPHAN = 6,	      /* a response with no request seen before it */
 	FLOW_LOSS_INVALID = 7,	      /* a message that its protocol does not allow */
 	FLOW_LOSS_PENDING_FULL = 8,   /* a send awaiting its result found no room */
-	FLOW_LOSSES = 9,
+	FLOW_LOSS_STREAMS_FULL = 9,   /* an HTTP/2 stream found no room: one span less */
+	FLOW_LOSSES = 10,
 };
 
 /* Things worth counting that are no loss, in the map `counts`. */
@@ -156,9 +188,14 @@ enum flow_count {
 	FLOW_COUNT_DEFERRED = 5,     /* sends parsed at their exit, for they could be cut short */
 	FLOW_COUNT_EXECS = 6,	     /* images that processes took on */
 	FLOW_COUNT_RETRIED = 7,	     /* sends that repeated bytes already seen */
-	FLOW_COUNTS = 8,
+	FLOW_COUNT_ENCRYPTED = 8, /* connections that went on encrypted: TLS of MySQL, PostgreSQL */
+	FLOW_COUNT_COMPRESSED = 9, /* connections that went on compressed */
+	FLOW_COUNT_LEFT =
+		10, /* connections left alone from some point on: subscriptions, replication */
+	FLOW_COUNT_UPGRADED = 11, /* connections that HTTP/1 handed over: 101, or 2xx to CONNECT */
+	FLOW_COUNTS = 12,
 };
 
-_Static_assert(sizeof(struct flow_record) == 632, "flow_record: every byte is accounted for");
+_Static_assert(sizeof(struct flow_record) == 664, "flow_record: every byte is accounted for");
 
 #endif

@@ -10,6 +10,11 @@
 
 #define IO_IOVECS 16 /* iovecs fetched at once */
 
+#ifndef WINDOW_FRESH
+#define WINDOW_FRESH WINDOW /* tests on the host take fewer bytes at once */
+#define RESYNC 1	    /* and may leave a lost stream lost */
+#endif
+
 struct user_iovec {
 	__u64 base;
 	__u64 len;
@@ -61,11 +66,13 @@ struct io {
 	__u8 is_tcp;
 	__u8 early;   /* a send at its entry: what can't be read yet can be at its exit */
 	__u8 unread;  /* such bytes were met */
+	__u8 fresh;   /* detectors may take the bytes for the connection's first */
+	__u8 lost;    /* HTTP/2: bytes went by unseen that mattered */
 	__u32 op;     /* enum io_op */
 	long ret;     /* IO_NONE: the call's result; IO_MANY: how many messages */
 	__u64 vector; /* IO_MANY: user address of the messages */
 	struct user_iovec batch[IO_IOVECS];
-	struct h1_window win;
+	struct window win;
 	struct flow_record spare; /* for a request that found no room */
 };
 
@@ -177,16 +184,16 @@ static __always_inline __u64 io_skip(struct io *io, __u64 n)
 
 static __always_inline void io_empty_window(struct io *io)
 {
-	io->win.pos = io->win.end = H1_CARRY;
+	io->win.pos = io->win.end = CARRY;
 }
 
 /*
  * Present the next bytes behind those carried over. Returns -1 if they can't be read.
  */
-static __always_inline int io_load(struct io *io, struct h1_stream *s)
+static __always_inline int io_load(struct io *io, struct stream *s)
 {
-	struct h1_word *to = (struct h1_word *)io->win.bytes;
-	const struct h1_word *carry = (const struct h1_word *)s->carry;
+	struct word *to = (struct word *)io->win.bytes;
+	const struct word *carry = (const struct word *)s->carry;
 	__u32 end;
 	__u64 n;
 
@@ -195,18 +202,18 @@ static __always_inline int io_load(struct io *io, struct h1_stream *s)
 	n = io->seg_len;
 	if (n > io->left)
 		n = io->left;
-	if (n > H1_WINDOW)
-		n = H1_WINDOW;
-	if (bpf_probe_read_user(&io->win.bytes[H1_CARRY], n, (void *)io->seg))
+	if (n > WINDOW_FRESH)
+		n = WINDOW_FRESH;
+	if (bpf_probe_read_user(&io->win.bytes[CARRY], n, (void *)io->seg))
 		return -1;
 	to[0].v = carry[0].v;
 	to[1].v = carry[1].v;
 	to[2].v = carry[2].v;
-	io->win.pos = H1_CARRY - (s->carry_len & 31);
+	io->win.pos = CARRY - (s->carry_len & 31);
 	s->carry_len = 0;
-	end = H1_CARRY + (__u32)n;
+	end = CARRY + (__u32)n;
 	io->win.end = end;
-	to = (struct h1_word *)&io->win.bytes[end];
+	to = (struct word *)&io->win.bytes[end];
 	to[0].v = 0;
 	to[1].v = 0;
 	to[2].v = 0;
@@ -218,17 +225,17 @@ static __always_inline int io_load(struct io *io, struct h1_stream *s)
 }
 
 /* Keep the undecided bytes for the next window. */
-static __always_inline void io_carry(struct io *io, struct h1_stream *s)
+static __always_inline void io_carry(struct io *io, struct stream *s)
 {
-	__u32 n = io->win.end - io->win.pos, at = io->win.end - H1_CARRY;
-	struct h1_word *to = (struct h1_word *)s->carry;
-	const struct h1_word *from;
+	__u32 n = io->win.end - io->win.pos, at = io->win.end - CARRY;
+	struct word *to = (struct word *)s->carry;
+	const struct word *from;
 
-	if (at > H1_WINDOW)
-		at = H1_WINDOW;
-	if (n > H1_CARRY) /* can't be: no step leaves so much undecided */
-		n = H1_CARRY;
-	from = (const struct h1_word *)&io->win.bytes[at];
+	if (at > WINDOW)
+		at = WINDOW;
+	if (n > CARRY) /* can't be: no step leaves so much undecided */
+		n = CARRY;
+	from = (const struct word *)&io->win.bytes[at];
 	to[0].v = from[0].v;
 	to[1].v = from[1].v;
 	to[2].v = from[2].v;

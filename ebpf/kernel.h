@@ -160,6 +160,14 @@ typedef struct refcount_struct {
 	atomic_t refs;
 } refcount_t;
 
+struct upid {
+	int nr;
+};
+
+struct pid {
+	struct upid numbers[1];
+};
+
 struct sk_buff_head {
 	__u32 qlen;
 };
@@ -175,6 +183,7 @@ struct sock {
 	int sk_err;
 	unsigned char sk_shutdown;
 	struct socket *sk_socket;
+	struct pid *sk_peer_pid;
 };
 
 struct socket {
@@ -189,7 +198,9 @@ struct tcp_sock {
 	__u32 snd_nxt;
 	__u32 data_segs_out;
 	__u32 notsent_lowat;
+	__u32 snd_una;
 	__u64 bytes_received;
+	__u64 bytes_acked;
 };
 
 struct unix_address;

@@ -8,7 +8,7 @@
 
 #include "flow.h"
 #include "kernel.h"
-#include "protocols/http1.h"
+#include "protocols/table.h"
 
 /* One direction of a connection as seen from this socket. */
 struct conn {
@@ -19,14 +19,20 @@ struct conn {
 	__u32 answered;	    /* responses ended; started - answered are in flight */
 	__u32 inline_index; /* number of the request that `rec` holds */
 	__u32 filter_tgid;  /* process that the filter last passed */
-	__u8 role;	    /* enum flow_role */
-	__u8 confirmed;	    /* a whole request line was seen */
+	__u32 base;	    /* sequence number of the first byte of the response stream */
+	__u32 open;	    /* HTTP/2: streams under way */
+	__u64 first_ns;	    /* time of the first byte, until a request begins with it */
+	__u32 error;	    /* errno the kernel closed it with */
+	__u8 role;	    /* enum flow_role; 0 until the protocol is known */
+	__u8 confirmed;	    /* counted: no other protocol can be meant */
 	__u8 fresh;	    /* seen from its first byte on */
 	__u8 is_tcp;
 	__u8 deferred; /* sends under way that will be parsed at their exit */
-	__u32 error;   /* errno the kernel closed it with */
-	struct h1_stream req;
-	struct h1_stream resp;
+	__u8 upgraded; /* HTTP/1 gave it to another protocol: which one is not yet known */
+	__u8 lost;     /* HTTP/2: blocks were lost; bit 0 of requests, 1 of responses */
+	__u8 foreign;  /* known not to be the far end of one of the tracer's own */
+	__u8 pad[4];
+	struct talk t;
 	struct flow_record rec; /* identity of the connection, and its oldest exchange */
 };
 
@@ -39,7 +45,7 @@ struct {
 /* Connections that speak a protocol we parse, by struct sock *; removed when it closes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 6144);
+	__uint(max_entries, 4608);
 	__type(key, __u64);
 	__type(value, struct conn);
 } conns SEC(".maps");
@@ -56,6 +62,37 @@ struct {
 	__type(key, struct pipelined_key);
 	__type(value, struct flow_record);
 } pipelined SEC(".maps");
+
+/* HTTP/2 streams under way. Removed at their end, or with their connection. */
+struct stream_key {
+	__u64 sk;
+	__u64 id;
+};
+
+struct stream_entry {
+	__u64 sk;
+	__u64 start_ns;
+	__u64 request_end_ns;
+	__u64 first_byte_ns;
+	__u64 request_bytes;
+	__u64 response_bytes;
+	struct h2_messages request;
+	struct h2_messages response;
+	__u32 request_seq;
+	__u32 request_tid;
+	__u32 response_tid;
+	__u32 flags; /* enum flow_flag */
+	__u32 id;
+	__u32 code; /* of RST_STREAM */
+	__u32 end;  /* enum flow_end */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct stream_key);
+	__type(value, struct stream_entry);
+} streams SEC(".maps");
 
 /* Sockets found to speak something else, or filtered out: struct sock * to inode. */
 struct {

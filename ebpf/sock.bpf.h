@@ -120,6 +120,22 @@ static __always_inline __u32 sock_copied_seq(const struct io *io)
 	return seq;
 }
 
+/*
+ * Sequence number of the first byte that was ever sent, or received, on this connection: the
+ * same number at both ends, whenever it is asked for. A SYN that was acknowledged counts as a
+ * byte at the end that sent it first.
+ */
+static __always_inline __u32 sock_first_seq(const struct io *io, int sent)
+{
+	void *sk = (void *)io->sk;
+
+	if (sent)
+		return LOAD(struct tcp_sock, sk, snd_una) -
+		       (__u32)LOAD(struct tcp_sock, sk, bytes_acked);
+	return LOAD(struct tcp_sock, sk, rcv_nxt) -
+	       (__u32)LOAD(struct tcp_sock, sk, bytes_received);
+}
+
 /* Are the n bytes of this I/O the first ones of their connection, in both directions? */
 static __always_inline int sock_is_fresh(const struct io *io, __u64 n)
 {
@@ -185,6 +201,14 @@ static __always_inline void sock_unix_numbers(const struct io *io, struct conn *
 	/* the connecting end's sends, and the other end's receives, count from its inode */
 	c->tx_seq = own ? ~base : base;
 	c->rx_seq = own ? base : ~base;
+}
+
+/* Is the other end of a Unix socket this tracer: `wirespan status` and `tail`? */
+static __always_inline int sock_unix_is_own(const struct io *io)
+{
+	void *pid = LOAD(struct sock, (void *)io->sk, sk_peer_pid);
+
+	return pid && (__u32)LOAD(struct pid, pid, numbers[0].nr) == cfg_self_tgid;
 }
 
 /* Append the path that the accepting end is bound to; an abstract one begins with NUL. */

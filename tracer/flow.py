@@ -15,6 +15,9 @@ class Kind(IntEnum):
 
     EXCHANGE = 1
     EXEC = 2
+    PART = 3
+    BLOCK = 4
+    CLOSED = 5
 
 
 class Protocol(IntEnum):
@@ -22,6 +25,10 @@ class Protocol(IntEnum):
 
     UNKNOWN = 0
     HTTP1 = 1
+    HTTP2 = 2
+    MYSQL = 3
+    REDIS = 4
+    POSTGRESQL = 5
 
 
 class Role(IntEnum):
@@ -67,10 +74,17 @@ class Flag(IntFlag):
     IDS_PRIVATE = 1
     PIPELINED = 2
     EARLY = 4
+    ONE_WAY = 8
+    OLD = 16
+    MORE = 32
+    END_STREAM = 64
+    RESPONSE = 128
+    PROMISE = 256
+    BROKEN = 512
 
 
 class Slot(IntEnum):
-    """enum flow_text, of an exchange: slots of flow_record.fields."""
+    """enum flow_text, of an HTTP/1 exchange: slots of flow_record.fields."""
 
     TARGET = 0
     HOST = 1
@@ -80,6 +94,25 @@ class Slot(IntEnum):
     FORWARDED_PROTO = 5
     METHOD = 6
     UNIX_PATH = 7
+
+
+class Database(IntEnum):
+    """enum flow_text, of an exchange with a database."""
+
+    QUERY = 0
+    DATABASE = 1
+    ERROR = 2
+    SQLSTATE = 3
+    VERSION = 4
+    STATEMENT = 5
+    PORTAL = 6
+    UNIX_PATH = 7
+
+
+class Block(IntEnum):
+    """enum flow_text, of an HTTP/2 header block."""
+
+    BLOCK = 0
 
 
 class Exec(IntEnum):

@@ -43,6 +43,9 @@ KERNEL: Mapping[str, Loss] = {
     "FLOW_LOSS_PENDING_FULL": Loss(
         "pending_full", "a send that awaited its result found no room in the table for those"
     ),
+    "FLOW_LOSS_STREAMS_FULL": Loss(
+        "streams_full", "an HTTP/2 stream found no room in the table of streams: one span less"
+    ),
 }
 
 USER: Mapping[str, Loss] = {
@@ -51,6 +54,13 @@ USER: Mapping[str, Loss] = {
         Loss("reader_full", "a record found no room between ring and span maker: one span less"),
         Loss("feed_failed", "a record was in a batch that could not be made into spans"),
         Loss("unknown_record", "a record of a kind, protocol or side this version doesn't know"),
+        Loss(
+            "hpack_failed",
+            "an HTTP/2 header block could not be decoded: its connection's later fields",
+        ),
+        Loss(
+            "stream_forgotten", "an HTTP/2 stream's header fields found no room: they are unknown"
+        ),
         Loss("time_reversed", "an exchange's times were out of order: its duration is given as 0"),
         Loss("output_full", "a span found no room before standard output: not printed"),
         Loss("tail_full", "a span found no room before a `wirespan tail`: not shown there"),

@@ -1,0 +1,335 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * streams.bpf.h - HTTP/2: several exchanges under way on one connection, in no order. Part of
+ * exchange.bpf.h.
+ *
+ * Header blocks cross to user space as they come, in the order of each direction, for HPACK
+ * has its state there. What the kernel knows of an exchange (times, sizes, its end) follows
+ * in one record when its stream is over.
+ */
+#ifndef WIRESPAN_STREAMS_H
+#define WIRESPAN_STREAMS_H
+
+static __always_inline struct stream_entry *stream_of(__u64 sk, __u32 id)
+{
+	struct stream_key key = { .sk = sk, .id = id };
+
+	return bpf_map_lookup_elem(&streams, &key);
+}
+
+/* A stream is over: its record, written in place in the ring. */
+__noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
+{
+	struct flow_record *r;
+
+	if (!c || !e)
+		return 0;
+	if (!c->t.sure)
+		return 0;
+	r = bpf_ringbuf_reserve(&records, sizeof(*r), 0);
+	if (!r) {
+		lose(FLOW_LOSS_RING_FULL);
+		return 0;
+	}
+	__builtin_memcpy(r, &c->rec, sizeof(*r));
+	r->kind = FLOW_EXCHANGE;
+	r->start_ns = e->start_ns;
+	r->request_end_ns = e->request_end_ns;
+	r->first_byte_ns = e->first_byte_ns;
+	r->end_ns = now;
+	r->request_body_bytes = e->request_bytes;
+	r->response_body_bytes = e->response_bytes;
+	r->request_seq = e->request_seq;
+	r->response_seq = c->base;
+	r->request_tid = e->request_tid;
+	r->response_tid = e->response_tid;
+	r->request_messages = e->request.digits == H2_NOT_GRPC ? 0 : e->request.count;
+	r->response_messages = e->response.digits == H2_NOT_GRPC ? 0 : e->response.count;
+	r->flags = (c->rec.flags & FLOW_FLAG_IDS_PRIVATE) | e->flags;
+	r->stream_id = e->id;
+	r->code = e->code;
+	r->end = e->end;
+	r->version = 20;
+	if (r->family == AF_UNIX)
+		sock_unix_path((void *)e->sk, r);
+	bpf_ringbuf_submit(r, ring_flags());
+	count(FLOW_COUNT_EXCHANGES, 1);
+	return 0;
+}
+
+static __always_inline void stream_over(struct conn *c, struct stream_entry *e, __u8 end, __u64 now)
+{
+	struct stream_key key = { .sk = e->sk, .id = e->id };
+
+	e->end = end;
+	if (end == FLOW_END_RESPONSE && !e->request_end_ns)
+		e->flags |= FLOW_FLAG_EARLY;
+	stream_emit(c, e, now);
+	bpf_map_delete_elem(&streams, &key);
+	c->open--;
+}
+
+struct streams_ending {
+	struct conn *c;
+	__u64 sk;
+	__u64 now;
+	__u32 end;
+};
+
+static long stream_ending(void *map __attribute__((unused)),
+			  const void *key __attribute__((unused)), struct stream_entry *e,
+			  struct streams_ending *ending)
+{
+	if (e->sk == ending->sk)
+		stream_over(ending->c, e, ending->end, ending->now);
+	return 0;
+}
+
+/* End all streams of a connection. */
+__noinline int streams_end(struct conn *c, __u64 sk, __u32 end, __u64 now)
+{
+	struct streams_ending ending = { c, sk, now, end };
+
+	if (!c)
+		return 0;
+	if (c->open) /* Linux 5.13 */
+		bpf_for_each_map_elem(&streams, stream_ending, &ending, 0);
+	return 0;
+}
+
+/* The record that fragments of blocks are gathered in; it lives no longer than the I/O. */
+static __always_inline void block_reset(struct io *io)
+{
+	io->spare.text_len = 0;
+	io->spare.truncated = 0;
+	io->spare.fields[FLOW_TEXT_BLOCK].off = 0;
+	io->spare.fields[FLOW_TEXT_BLOCK].len = 0;
+}
+
+/* Hand a fragment over. */
+__noinline int block_emit(struct conn *c, struct io *io, __u32 more)
+{
+	struct flow_record *r;
+	struct stream *s;
+	__u32 flags;
+	__u8 bit;
+
+	if (!c || !io)
+		return 0;
+	s = io->request ? &c->t.req : &c->t.resp;
+	r = &io->spare;
+	bit = io->request ? 1 : 2;
+	flags = io->request ? 0 : FLOW_FLAG_RESPONSE;
+	if (more)
+		flags |= FLOW_FLAG_MORE;
+	if (s->flags & H2_BLOCK_END)
+		flags |= FLOW_FLAG_END_STREAM;
+	if (s->flags & H2_BLOCK_PUSH)
+		flags |= FLOW_FLAG_PROMISE;
+	if (c->t.old)
+		flags |= FLOW_FLAG_OLD;
+	if (c->lost & bit)
+		flags |= FLOW_FLAG_BROKEN;
+	__builtin_memcpy(r, &c->rec, __builtin_offsetof(struct flow_record, truncated));
+	r->kind = FLOW_BLOCK;
+	r->start_ns = io->start_ns;
+	r->stream_id = s->own[H2_STREAM];
+	r->flags = flags;
+	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags())) {
+		lose(FLOW_LOSS_RING_FULL);
+		c->lost |= bit;
+	} else {
+		c->lost &= ~bit;
+	}
+	block_reset(io);
+	return 0;
+}
+
+/* HEADERS of a client on a stream not seen before. */
+static __always_inline void stream_begin_request(struct conn *c, struct io *io, struct stream *s)
+{
+	void *task = (void *)bpf_get_current_task();
+	struct stream_entry e = {};
+	struct stream_key key = { .sk = io->sk, .id = s->own[H2_STREAM] };
+
+	if (!(s->own[H2_STREAM] & 1))
+		return;
+	e.sk = io->sk;
+	e.id = s->own[H2_STREAM];
+	e.start_ns = c->first_ns && !c->open ? c->first_ns : io->start_ns;
+	c->first_ns = 0;
+	e.request_seq = io->seq - (io->win.end - io->win.pos);
+	e.request_tid = (__u32)io->pid_tgid;
+	if (c->t.old)
+		e.flags = FLOW_FLAG_OLD;
+	if (bpf_map_update_elem(&streams, &key, &e, BPF_NOEXIST)) {
+		lose(FLOW_LOSS_STREAMS_FULL);
+		return;
+	}
+	c->open++;
+	if (c->rec.tgid != io->pid_tgid >> 32) {
+		c->rec.tgid = io->pid_tgid >> 32;
+		c->rec.task_start_ns =
+			LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
+			     start_boottime);
+		c->rec.cgroup_id = bpf_get_current_cgroup_id();
+		bpf_core_read(c->rec.comm, sizeof(c->rec.comm),
+			      &((struct task_struct *)task)->comm);
+	}
+}
+
+/* A frame's header was read. */
+static __always_inline void frame_begin(struct conn *c, struct io *io, struct stream *s)
+{
+	struct stream_entry *e = stream_of(io->sk, s->own[H2_STREAM]);
+
+	switch (h2_type(s)) {
+	case H2_HEADERS:
+		block_reset(io);
+		if (io->request && !e) {
+			stream_begin_request(c, io, s);
+		} else if (!io->request && e && !e->first_byte_ns) {
+			e->first_byte_ns = io->start_ns;
+			e->response_tid = (__u32)io->pid_tgid;
+		} else if (!e && c->t.old) {
+			lose(FLOW_LOSS_ORPHAN);
+		}
+		return;
+	case H2_DATA:
+		s->body_bytes = 0;
+		s->number = 0;
+		s->digits = H2_NOT_GRPC;
+		if (e)
+			h2_messages_load(s, io->request ? &e->request : &e->response);
+		return;
+	}
+}
+
+/* One direction of a stream has ended. */
+static __always_inline void stream_half(struct conn *c, struct io *io, struct stream_entry *e)
+{
+	if (io->request)
+		e->request_end_ns = io->end_ns;
+	else
+		stream_over(c, e, FLOW_END_RESPONSE, io->end_ns);
+}
+
+/* A frame was read to its end. */
+static __always_inline void frame_end(struct conn *c, struct io *io, struct stream *s)
+{
+	struct stream_entry *e;
+
+	if (h2_type(s) != H2_DATA && h2_type(s) != H2_RST_STREAM)
+		return;
+	e = stream_of(io->sk, s->own[H2_STREAM]);
+	if (!e)
+		return;
+	if (h2_type(s) == H2_RST_STREAM) {
+		e->code = s->own[H2_VALUE];
+		if (!io->request)
+			e->flags |= FLOW_FLAG_RESPONSE;
+		stream_over(c, e, FLOW_END_RESET, io->end_ns);
+		return;
+	}
+	h2_messages_store(s, io->request ? &e->request : &e->response);
+	if (io->request)
+		e->request_bytes += s->body_bytes;
+	else
+		e->response_bytes += s->body_bytes;
+	if (h2_flags(s) & H2_END_STREAM)
+		stream_half(c, io, e);
+}
+
+__noinline int http2_one(struct conn *c, struct io *io)
+{
+	int result = STEP_INVALID, i;
+	struct stream *s;
+
+	if (!c || !io)
+		return STEP_INVALID;
+	s = io->request ? &c->t.req : &c->t.resp;
+	for (i = 0; i < 4; i++) {
+		result = http2_step(&c->t, s, &io->spare, &io->win);
+		if (result != STEP_AGAIN || s->skip)
+			break;
+	}
+	return result;
+}
+
+/* What a step came to. Returns 0 when this I/O is done with. */
+__noinline int streams_heard(struct conn *c, struct io *io, __u32 result)
+{
+	struct stream_entry *e;
+	struct stream *s;
+
+	if (!c || !io)
+		return 0;
+	s = io->request ? &c->t.req : &c->t.resp;
+	switch (result) {
+	case STEP_MORE:
+		if (io->spare.text_len && s->flags & H2_BLOCK_OPEN)
+			block_emit(c, io, 1);
+		io_carry(io, s);
+		return io->left != 0;
+	case STEP_BEGIN:
+		frame_begin(c, io, s);
+		return 1;
+	case STEP_FULL:
+		block_emit(c, io, 1);
+		return 1;
+	case STEP_HEAD_END:
+		block_emit(c, io, 0);
+		e = stream_of(io->sk, s->own[H2_STREAM]);
+		if (e && s->flags & H2_BLOCK_END)
+			stream_half(c, io, e);
+		return 1;
+	case STEP_END:
+		frame_end(c, io, s);
+		return 1;
+	case STEP_INVALID:
+		if (!c->t.sure) {
+			mistaken(c, io);
+			return 0;
+		}
+		lose(FLOW_LOSS_INVALID);
+		streams_lost(c, io);
+		return 1;
+	}
+	return 1;
+}
+
+/* n bytes of content went by. */
+static __always_inline void streams_passed(struct conn *c, struct io *io, struct stream *s, __u64 n)
+{
+	s->skip -= n;
+	streams_heard(c, io, http2_passed(s, n));
+}
+
+/* Take one step. Frames without a payload end without a byte, hence the step on none. */
+static __always_inline int streams_advance(struct conn *c, struct io *io)
+{
+	struct stream *s = io->request ? &c->t.req : &c->t.resp;
+	int result;
+
+	if (s->skip) {
+		__u64 n = pass_bytes(io, s->skip);
+
+		if (!n) {
+			if (io->spare.text_len && s->flags & H2_BLOCK_OPEN)
+				block_emit(c, io, 1);
+			return more_pieces(io);
+		}
+		streams_passed(c, io, s, n);
+		return !io->gone;
+	}
+	if (!present(c, io, s) && (io->unread || s->state == STATE_SYNC))
+		return 0;
+	result = http2_one(c, io);
+	if (c->t.sure && !c->confirmed) {
+		c->confirmed = 1;
+		count(FLOW_COUNT_CONNS, 1);
+	}
+	return streams_heard(c, io, result);
+}
+
+#endif
