@@ -26,16 +26,27 @@ from tracer.protocols.base import (
 )
 from tracer.protocols.http1 import Http1
 from tracer.protocols.http1_shape import FIRST_BYTE, THREAD
+from tracer.protocols.http2 import Http2
+from tracer.protocols.mysql import MySql
+from tracer.protocols.postgresql import PostgreSql
+from tracer.protocols.redis import Redis
 from tracer.spans import SpanBatch, Text
 
 NewDecoder = Callable[[Shapes, Routes, Settings], Decoder]
 
 # Plain numbers, since numpy takes its time to find out that an IntEnum is one.
 _EXCHANGE, _EXEC = int(Kind.EXCHANGE), int(Kind.EXEC)
+_LAST_KIND = max(Kind)
 _CLIENT, _SERVER = int(Role.CLIENT), int(Role.SERVER)
 _IDS_PRIVATE = np.uint32(Flag.IDS_PRIVATE)
 
-DECODERS: Mapping[int, NewDecoder] = {Protocol.HTTP1: Http1}
+DECODERS: Mapping[int, NewDecoder] = {
+    Protocol.HTTP1: Http1,
+    Protocol.HTTP2: Http2,
+    Protocol.MYSQL: MySql,
+    Protocol.REDIS: Redis,
+    Protocol.POSTGRESQL: PostgreSql,
+}
 
 
 class Reassembler:
@@ -60,7 +71,10 @@ class Reassembler:
 
     def losses(self) -> dict[str, int]:
         """Count what was passed over or mended since the start; keys of tracer.losses.USER."""
-        return dict(self._losses)
+        losses = dict(self._losses)
+        for decoder in self._decoders.values():
+            losses.update(decoder.losses())
+        return losses
 
     def feed(self, records: NDArray[Any], unix_offset_ns: int) -> SpanBatch:
         """Make spans of records; one for each exchange, in the records' order.
@@ -72,17 +86,24 @@ class Reassembler:
         """
         self._shapes.renew()
         process = self._processes(records)
-        if (records["kind"] != _EXCHANGE).any():
+        kind = records["kind"]
+        if (kind != _EXCHANGE).any():
             self._take_execs(records, process)
-            exchanges = np.flatnonzero(records["kind"] == _EXCHANGE)
-            records, process = records[exchanges], process[exchanges]
+            flows = np.flatnonzero((kind != _EXEC) & (kind >= _EXCHANGE) & (kind <= _LAST_KIND))
+            self._losses["unknown_record"] += (
+                len(kind) - len(flows) - int(np.count_nonzero(kind == _EXEC))
+            )
+            records, process = records[flows], process[flows]
         images = self._shapes.images(process)
         if images is not None:
             later = absorb(process, images.astype(np.uint64))
             process = np.where(images < 0, process, later)
         parts = self._decode(records, process)
-        if len(parts) == 1 and len(parts[0][0]) == len(records):
-            return self._batch(records, parts[0][1], unix_offset_ns)
+        if len(parts) == 1:
+            rows, columns = parts[0]
+            if len(rows) < len(records):
+                records = records[rows]
+            return self._batch(records, columns, unix_offset_ns)
         rows, columns = _merge(parts, len(records))
         return self._batch(records[rows], columns, unix_offset_ns)
 
@@ -94,12 +115,9 @@ class Reassembler:
         )
 
     def _take_execs(self, records: Records, process: U64) -> None:
-        """Hand over what tells of new images, and count records of unknown kinds."""
-        execs = np.flatnonzero(records["kind"] == _EXEC)
-        for row in execs.tolist():
+        """Hand over what tells of new images."""
+        for row in np.flatnonzero(records["kind"] == _EXEC).tolist():
             self._shapes.exec(records[row], process[row : row + 1])
-        exchanges = int(np.count_nonzero(records["kind"] == _EXCHANGE))
-        self._losses["unknown_record"] += len(records) - len(execs) - exchanges
 
     def _decode(self, records: Records, process: U64) -> list[tuple[Rows, Columns]]:
         """Let each protocol's decoder have its rows; those of no decoder are counted."""
@@ -113,9 +131,10 @@ class Reassembler:
                 continue
             taken += len(rows)
             if len(rows) == len(records):
-                parts.append((rows, decoder.columns(records, process)))
+                columns = decoder.columns(records, process)
             else:
-                parts.append((rows, decoder.columns(records[rows], process[rows])))
+                columns = decoder.columns(records[rows], process[rows])
+            parts.append((rows if columns.rows is None else rows[columns.rows], columns))
         self._losses["unknown_record"] += len(records) - taken
         return parts
 

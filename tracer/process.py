@@ -10,7 +10,7 @@
 
     command                                      program
     -------------------------------------------  ------------------------------------------
-    `nginx: worker process`                      nginx, as for any executable its base name
+    `nginx: worker process`                      nginx: an executable's base name, or its link's
     `python app.py`, `./app.py`                  app; likewise perl, php, lua, sh and others
     `python main.py`, `manage.py`, `wsgi.py`     the directory's name, past src, dist, bin
     `python -m http.server`, `-m shop.main`      http.server, shop
@@ -430,13 +430,14 @@ class ProcessTable:
                 return None
             image = self._images.get(key, ("", ()))
             exe = proc.executable() or image[0]
+            argv = proc.arguments() or image[1]
             place = placement(proc.text("cgroup"))
             uid = re.search(r"^Uid:\t\d+\t(\d+)", proc.text("status"), re.M)
             # Ids of a container's users mean nothing in this host's passwd.
             known = uid and not place.container_id and not place.container_name
             return _Process(
                 exe,
-                self._program(proc, exe, proc.arguments() or image[1]),
+                self._program(proc, proc.alias(exe, image[0] or " ".join(argv)), argv),
                 place,
                 self._users.name(uid[1]) if uid and known else "",
                 proc.environment(),

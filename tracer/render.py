@@ -28,6 +28,9 @@ _STATUSES = {STATUS_OK: "OK", STATUS_ERROR: "ERROR"}
 
 # Least widths; what is longer moves the rest of its line and cuts nothing.
 _SERVICE, _METHOD, _PATH, _OUTCOME, _DURATION = 16, 7, 40, 3, 8
+# Characters of a statement shown, and systems whose names are wider than their column.
+_STATEMENT = 120
+_SYSTEMS = {"postgresql": "pgsql"}
 
 _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[32m", "\x1b[2m", "\x1b[0m"
 
@@ -65,21 +68,23 @@ def json_lines(batch: SpanBatch) -> Iterator[str]:
 def text_lines(batch: SpanBatch, color: bool = False) -> Iterator[str]:
     """Write each span as a line of text, without the line's end.
 
-    Local time of its end, service, side, method, path, status or error, duration, peer.
+    Local time of its end, service, side, method, path, status or error, duration, peer. Of a
+    gRPC call and of an exchange with a database: system and method or statement in the place
+    of method and path.
     color: mark outcomes by terminal colours. Text from the network can't do so: what is
     not printable comes escaped.
     """
     paint: Callable[[str, str], str] = _paint if color else _no_paint
     for row, shape, attributes in _spans(batch):
         start, end = int(batch.start_ns[row]), int(batch.end_ns[row])
-        outcome = _outcome(attributes)
+        status = _status(shape, attributes)
         fields = (
             paint(_DIM, clock_time(end)),
             _field(shape.resource.attributes, "service.name").ljust(_SERVICE),
             "client" if shape.kind == KIND_CLIENT else "server",
             _method(attributes).ljust(_METHOD),
-            _path(shape, attributes).ljust(_PATH),
-            paint(_color(shape, attributes), outcome.rjust(_OUTCOME)),
+            _subject(shape, attributes).ljust(_PATH),
+            paint(_color(shape, status), _outcome(attributes, status).rjust(_OUTCOME)),
             duration(end - start).rjust(_DURATION),
             _peer(attributes),
         )
@@ -148,8 +153,29 @@ def _field(attributes: tuple[tuple[str, AttributeValue], ...], key: str) -> str:
 
 
 def _method(attributes: Attributes) -> str:
-    method = attributes.get("http.request.method_original")
-    return printable(str(method or attributes.get("http.request.method", "-")))
+    """Write the HTTP method, or the system where there is none."""
+    for key in (
+        "http.request.method_original",
+        "http.request.method",
+        "rpc.system.name",
+        "db.system.name",
+    ):
+        if value := str(attributes.get(key, "")):
+            return printable(_SYSTEMS.get(value, value))
+    return "-"
+
+
+def _subject(shape: Shape, attributes: Attributes) -> str:
+    """Write what was asked for: a path, a gRPC method, a statement on one line."""
+    if "rpc.system.name" in attributes:
+        method = attributes.get("rpc.method_original") or attributes.get("rpc.method")
+        return printable(str(method or shape.name))
+    if "db.system.name" in attributes:
+        statement = " ".join(str(attributes.get("db.query.text", "")).split()) or shape.name
+        if len(statement) > _STATEMENT:
+            statement = statement[: _STATEMENT - 1] + "…"
+        return printable(statement)
+    return _path(shape, attributes)
 
 
 def _path(shape: Shape, attributes: Attributes) -> str:
@@ -167,20 +193,34 @@ def _path(shape: Shape, attributes: Attributes) -> str:
     return printable(path)
 
 
-def _outcome(attributes: Attributes) -> str:
-    """Write the status code, and what went wrong besides it."""
-    status = str(attributes.get("http.response.status_code", ""))
+def _status(shape: Shape, attributes: Attributes) -> str:
+    """Return the status code; of a database that answered without an error: OK."""
+    for key in (
+        "http.response.status_code",
+        "rpc.response.status_code",
+        "db.response.status_code",
+    ):
+        if (code := attributes.get(key)) is not None:
+            return str(code)
+    answered = "wirespan.time_to_first_byte_ns" in attributes
+    gap = "gap" in str(attributes.get("wirespan.incomplete", "")).split(",")
+    failed = shape.status == STATUS_ERROR
+    return "OK" if "db.system.name" in attributes and answered and not gap and not failed else ""
+
+
+def _outcome(attributes: Attributes, status: str) -> str:
+    """Write the status, and what went wrong besides it."""
     error = str(attributes.get("error.type", ""))
     note = error if error != status else ""
     note = note or str(attributes.get("wirespan.incomplete", ""))
-    return " ".join(filter(None, (status, note))) or "-"
+    return printable(" ".join(filter(None, (status, note))) or "-")
 
 
-def _color(shape: Shape, attributes: Attributes) -> str:
-    status = attributes.get("http.response.status_code")
+def _color(shape: Shape, status: str) -> str:
     if shape.status == STATUS_ERROR:
         return _RED
-    return _YELLOW if not isinstance(status, int) or status >= 400 else _GREEN
+    well = int(status) < 400 if status.isascii() and status.isdigit() else status == "OK"
+    return _GREEN if well else _YELLOW
 
 
 def _peer(attributes: Attributes) -> str:

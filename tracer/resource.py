@@ -209,6 +209,16 @@ class ProcDirectory:
         """Return the path of the executable, also if that file has been deleted."""
         return self.link("exe").removesuffix(" (deleted)")
 
+    def alias(self, exe: str, command: str) -> str:
+        """Return the path of a link to `exe` if the command called it by that, else `exe`."""
+        word = command.partition(" ")[0]
+        path = word if word[:1] == "/" else f"{exe.rpartition('/')[0]}/{word.rpartition('/')[2]}"
+        try:
+            files = [os.stat(name, dir_fd=self._fd) for name in (f"root{path}", "exe")]
+        except (OSError, ValueError):
+            return exe
+        return path if os.path.samestat(*files) else exe
+
     def link(self, name: str) -> str:
         try:
             target = os.readlink(name, dir_fd=self._fd) if self._fd >= 0 else ""

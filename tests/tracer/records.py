@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.flow import Family, Kind, Method, Protocol, Role, Slot
+from tracer.flow import Database, Family, Kind, Method, Protocol, Role, Slot
 from tracer.spans import Resource, Shape, SpanBatch
 
 TEXT_BYTES = 432
@@ -26,6 +26,8 @@ RECORD = np.dtype(
         ("response_body_bytes", "<u8"),
         ("task_start_ns", "<u8"),
         ("cgroup_id", "<u8"),
+        ("rows_returned", "<u8"),
+        ("rows_affected", "<u8"),
         ("request_seq", "<u4"),
         ("response_seq", "<u4"),
         ("tgid", "<u4"),
@@ -34,6 +36,10 @@ RECORD = np.dtype(
         ("netns", "<u4"),
         ("flags", "<u4"),
         ("status", "<u4"),
+        ("code", "<u4"),
+        ("stream_id", "<u4"),
+        ("request_messages", "<u4"),
+        ("response_messages", "<u4"),
         ("local_addr", "u1", (16,)),
         ("remote_addr", "u1", (16,)),
         ("comm", "S16"),
@@ -56,7 +62,7 @@ RECORD = np.dtype(
 START_NS = 5_000_000_000
 OFFSET_NS = 1_700_000_000_000_000_000
 
-STRINGS: Mapping[str, Slot] = {
+STRINGS: Mapping[str, int] = {
     "target": Slot.TARGET,
     "host": Slot.HOST,
     "user_agent": Slot.USER_AGENT,
@@ -64,6 +70,14 @@ STRINGS: Mapping[str, Slot] = {
     "forwarded_proto": Slot.FORWARDED_PROTO,
     "method_text": Slot.METHOD,
     "unix_path": Slot.UNIX_PATH,
+    # Of exchanges with databases; the slots' numbers are those from above.
+    "query": Database.QUERY,
+    "database": Database.DATABASE,
+    "error": Database.ERROR,
+    "sqlstate": Database.SQLSTATE,
+    "server_version": Database.VERSION,
+    "statement": Database.STATEMENT,
+    "portal": Database.PORTAL,
 }
 
 
@@ -111,6 +125,23 @@ def record(**values: Any) -> NDArray[np.void]:
         one[name] = value
     place(one, {slot: strings[slot] for slot in sorted(strings)})
     return made
+
+
+def database_record(protocol: Protocol, method: int, **values: Any) -> NDArray[np.void]:
+    """Make one record of an exchange with a database at 10.0.0.5:3306, the client's, (1,)."""
+    defaults: dict[str, Any] = {
+        "role": Role.CLIENT,
+        "status": 0,
+        "version": 0,
+        "target": "",
+        "conn_id": 5,
+    }
+    if values.get("family") != Family.UNIX:
+        server = values.get("role") == Role.SERVER
+        defaults["local"], defaults["remote"] = (
+            ("10.0.0.5:3306", "10.0.0.9:40000") if server else ("10.0.0.9:40000", "10.0.0.5:3306")
+        )
+    return record(protocol=protocol, method=method, **{**defaults, **values})
 
 
 def place(one: np.void, strings: Mapping[int, bytes | str]) -> None:

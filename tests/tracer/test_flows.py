@@ -62,7 +62,7 @@ def enum_of(name: str) -> dict[str, int]:
         ("flow_end", "FLOW_END_", [flow.End]),
         ("flow_method", "FLOW_METHOD_", [flow.Method]),
         ("flow_flag", "FLOW_FLAG_", [flow.Flag]),
-        ("flow_text", "FLOW_TEXT_", [flow.Slot, flow.Exec]),
+        ("flow_text", "FLOW_TEXT_", [flow.Slot, flow.Database, flow.Block, flow.Exec]),
         ("flow_family", "FLOW_FAMILY_", [flow.Family]),
     ],
 )
@@ -255,6 +255,9 @@ class Shout:
     def __init__(self, shapes: Any, routes: Any, settings: Any) -> None:
         self._shapes = shapes
 
+    def losses(self) -> dict[str, int]:
+        return {}
+
     def columns(self, records: Records, process: U64) -> Columns:
         assert len(records) == len(process)
         one = Shape(
@@ -350,9 +353,10 @@ def test_nothing_of_the_records_is_kept() -> None:
 
 def test_records_may_lie_apart_as_in_the_ring() -> None:
     rows = batch_of(*(record(target=f"/{number}") for number in range(20)))
-    ring = np.zeros((20, 640), np.uint8)
-    ring[:, 8:] = rows.view(np.uint8).reshape(20, 632)
-    apart = np.ndarray((20,), RECORD, ring, offset=8, strides=(640,))
+    stride = 8 + rows.itemsize
+    ring = np.zeros((20, stride), np.uint8)
+    ring[:, 8:] = rows.view(np.uint8).reshape(20, rows.itemsize)
+    apart = np.ndarray((20,), RECORD, ring, offset=8, strides=(stride,))
     made = [reassembler().feed(array, 0) for array in (rows, apart)]
     assert list(json_lines(made[0])) == list(json_lines(made[1]))
 

@@ -230,6 +230,28 @@ def test_python(start: Start, tmp_path: Path) -> None:
     assert abs(time.time() - seconds) < 60
 
 
+def test_a_program_is_called_as_the_link_it_was_run_by(start: Start, tmp_path: Path) -> None:
+    path = script(tmp_path, "store-check", "")
+    shutil.copy("/bin/sleep", path)
+    link, elsewhere = path.with_name("store-server"), tmp_path / "store-cluster"
+    link.symlink_to(path.name)
+    elsewhere.symlink_to(path)
+    for command in (link, "./store-server", elsewhere):
+        found = resource_of(start(command, "60").pid)
+        assert found["service.name"] == os.path.basename(command)
+        assert found["process.executable.path"] == str(path)
+    # What a process calls itself is no file, or another one.
+    for title in ("store-other", "sleep", "store-server 127.0.0.1:6379"):
+        process = start("bash", "-c", f"exec -a '{title}' {path} 60")
+        wait_until(lambda pid=process.pid: os.path.samefile(f"/proc/{pid}/exe", path))  # type: ignore[misc]
+        name = "store-server" if title.startswith("store-server ") else "store-check"
+        assert resource_of(process.pid)["service.name"] == name
+        # The exec tells more than what the process made of its arguments.
+        table = ProcessTable(HOST)
+        table.exec(process.pid, started_ns(process.pid) + 7, "x", str(elsewhere), [title], 1)
+        assert resource_of(process.pid, table)["service.name"] == "store-cluster"
+
+
 def test_own_service_name_wins(start: Start, tmp_path: Path) -> None:
     script(tmp_path, "app.py", READY)
     attributes = "service.name=cart,service.version=1.2,team=a%2Cb,host.name=other,empty="

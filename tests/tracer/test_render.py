@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.tracer.http2_wire import Wire
 from tests.tracer.records import (
     OFFSET_NS,
     START_NS,
@@ -17,10 +18,12 @@ from tests.tracer.records import (
     Routes,
     attributes_of,
     batch_of,
+    database_record,
     record,
 )
-from tracer.flow import End, Family, Method, Role
+from tracer.flow import End, Family, Method, Protocol, Role
 from tracer.flows import Reassembler
+from tracer.protocols.mysql import Command
 from tracer.render import clock_time, duration, json_lines, printable, text_lines
 from tracer.spans import SpanBatch
 
@@ -84,10 +87,58 @@ def test_lines_show(values: dict[str, Any], shown: str) -> None:
     assert shown in line(**values) + " "
 
 
+def statement(protocol: Protocol, method: int, **values: Any) -> str:
+    """The line of an exchange with a database on a connection seen from its start."""
+    (shown,) = text_lines(feed(database_record(protocol, method, **values)))
+    return shown
+
+
+@pytest.mark.parametrize(
+    ("values", "shown"),
+    [
+        ({"query": "SELECT *\n  FROM t WHERE a = 7"}, " mysql   SELECT * FROM t WHERE a = ? "),
+        ({"query": "SELECT 1"}, " OK "),
+        ({"query": "SELECT x", "code": 1146, "error": "no", "sqlstate": "42S02"}, " 1146 "),
+        ({"query": "SELECT 1", "end": End.PEER}, " connection_closed "),
+        ({"query": "SELECT 1", "end": End.GAP}, " gap "),
+        ({"query": "SELECT 1", "first_byte_ns": 0}, " - "),
+        ({"query": "SELECT a FROM `t\x1b[2J`"}, r" FROM `t\x1b[2J`"),
+        ({"query": "SELECT a" + ", a" * 120}, " SELECT a" + ", a" * 37 + "… "),
+    ],
+)
+def test_lines_show_statements(values: dict[str, Any], shown: str) -> None:
+    assert shown in statement(Protocol.MYSQL, Command.QUERY, **values) + " "
+
+
+def test_lines_show_which_database_it_is() -> None:
+    assert " pgsql   SELECT ? " in statement(Protocol.POSTGRESQL, ord("Q"), query="SELECT 1")
+    assert " redis   SET ? ? " in statement(Protocol.REDIS, 0, query="SET", request_messages=2)
+
+
+@pytest.mark.parametrize(
+    ("code", "role", "shown", "colour"),
+    [
+        ("0", Role.CLIENT, " OK ", "\x1b[32m"),
+        ("5", Role.SERVER, " NOT_FOUND ", "\x1b[33m"),
+        ("5", Role.CLIENT, " NOT_FOUND ", "\x1b[31m"),
+        ("14", Role.SERVER, " UNAVAILABLE ", "\x1b[31m"),
+    ],
+)
+def test_lines_show_calls(code: str, role: Role, shown: str, colour: str) -> None:
+    batch = feed(*Wire(role).call(1, trailers=[("grpc-status", code)]))
+    (plain,), (painted,) = text_lines(batch), text_lines(batch, color=True)
+    assert " grpc    shop.v1.Orders/Place " in plain
+    assert shown in plain
+    assert colour in painted
+
+
 @pytest.mark.parametrize("where", ["target", "forwarded_for", "method_text", "comm", "unix_path"])
 def test_the_network_cannot_write_to_the_terminal(where: str) -> None:
     evil = "/\x1b[2J\r\n\x00\u202e\u2028x"
-    values = {where: evil.encode() if where == "comm" else evil, "method": Method.OTHER}
+    values: dict[str, Any] = {
+        where: evil.encode() if where == "comm" else evil,
+        "method": Method.OTHER,
+    }
     if where == "unix_path":
         values |= {"family": Family.UNIX, "role": Role.CLIENT}
     (shown,) = text_lines(feed(record(**values)))

@@ -21,6 +21,7 @@ Records = NDArray[np.void]
 OPT_IN = frozenset(
     {
         "client.port",
+        "db.response.returned_rows",
         "http.request.body.size",
         "http.response.body.size",
         "network.transport",
@@ -29,6 +30,7 @@ OPT_IN = frozenset(
         "url.scheme",
         "url.template",
         "user_agent.original",
+        "wirespan.db.affected_rows",
     }
 )
 
@@ -38,12 +40,15 @@ class Settings:
     """How records become spans.
 
     query: what becomes of query strings: values masked, kept, or the whole dropped.
+    sql: what becomes of statements sent to databases, and of the servers' messages about
+        them: literals masked, kept, or the statements dropped and messages masked.
     opt_in: the optional attributes that spans carry.
     max_shapes: shapes remembered before all are forgotten and a new list is begun.
     seed: 64 bits unlike any other tracer's; makes private ids unique and hashes unguessable.
     """
 
     query: Literal["mask", "raw", "drop"] = "mask"
+    sql: Literal["mask", "raw", "drop"] = "mask"
     opt_in: frozenset[str] = OPT_IN
     max_shapes: int = 4096
     seed: int = 0
@@ -69,11 +74,15 @@ class Routes(Protocol):
 
 
 class Columns(NamedTuple):
-    """A decoder's part of a SpanBatch, (m,): the rows that it was given, in their order."""
+    """A decoder's part of a SpanBatch, (m,): spans in the order of the rows it was given.
+
+    rows: which of the rows given became spans, ascending; None: all of them.
+    """
 
     shape: I32
     ints: Mapping[str, NDArray[np.int64]]
     texts: Mapping[str, Text]
+    rows: NDArray[np.intp] | None = None
 
 
 class Shapes:
@@ -144,6 +153,9 @@ class Decoder(Protocol):
 
     def columns(self, records: Records, process: U64) -> Columns:
         """Decode; records: (m,). process: (m,), distinct for each image of each process."""
+
+    def losses(self) -> Mapping[str, int]:
+        """Count what this decoder lost since the start; keys of tracer.losses.USER."""
 
 
 def text_of(record: np.void, slot: int) -> bytes:

@@ -61,6 +61,10 @@ class Http1:
         shape = self._shape_rows(rows, process, target)
         return Columns(shape, self._ints(rows), self._texts(rows, target))
 
+    def losses(self) -> dict[str, int]:
+        """Nothing is lost here."""
+        return {}
+
     def _target_rows(self, rows: _Rows) -> Rows:
         """Return each row's place in the memo of targets."""
         length = rows.length[Slot.TARGET]

@@ -1,4 +1,4 @@
-"""What HTTP/1 exchanges have in common as spans: the stable OpenTelemetry HTTP conventions.
+"""What HTTP exchanges have in common as spans: the stable OpenTelemetry HTTP conventions.
 
 Decisions where the conventions leave room:
 
@@ -22,7 +22,8 @@ Decisions where the conventions leave room:
     INVALID        invalid_response     invalid_response
 
 `cancelled`: the client's side gave up; `connection_closed`: the server's side did. GAP is
-no error but `wirespan.incomplete=gap`: the exchange may well have succeeded.
+no error but `wirespan.incomplete=gap`: the exchange may well have succeeded. HTTP/2 adds
+failures of its own (Head.failure), gRPC its own conventions (tracer.protocols.grpc_shape).
 
 Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 """
@@ -64,6 +65,9 @@ URL_FULL = "url.full"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_PORT = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::(\d{0,5}))?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+_HTTP2 = 20
+# Head.method of a request whose method isn't known.
+METHOD_UNKNOWN = -1
 _V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
@@ -118,13 +122,16 @@ class Head(NamedTuple):
     forwarded_proto: str
     method_text: str
     unix_path: str
+    protocol: str = "http1"
+    failure: Outcome | None = None  # what `end` doesn't tell, HTTP/2 only
+    incomplete: str = ""  # why something is missing, beside the gap that `end` tells of
 
     def cut(self, slot: Slot) -> bool:
         """Whether the capture limit took the end of a string."""
         return bool(self.truncated >> slot & 1)
 
 
-class _Server(NamedTuple):
+class Server(NamedTuple):
     """The server of an exchange, as a URL names it."""
 
     address: str
@@ -134,8 +141,11 @@ class _Server(NamedTuple):
     cut: bool  # the address's end is missing
 
 
-def shape(head: Head, target: TargetClass, resource: Resource, settings: Settings) -> Shape:
-    """Build what all exchanges with this head and this class of target have in common."""
+def shape(head: Head, target: TargetClass | None, resource: Resource, settings: Settings) -> Shape:
+    """Build what all exchanges with this head and this class of target have in common.
+
+    target: None where it isn't known, as Head.incomplete then says; likewise METHOD_UNKNOWN.
+    """
     wanted = settings.opt_in
     attributes: list[tuple[str, AttributeValue]] = []
     ints: list[IntColumn] = []
@@ -144,28 +154,32 @@ def shape(head: Head, target: TargetClass, resource: Resource, settings: Setting
 
     known = head.method in _METHODS
     method = _METHODS.get(head.method, "_OTHER")
-    attributes.append(("http.request.method", method))
+    if head.method != METHOD_UNKNOWN:
+        attributes.append(("http.request.method", method))
     if not known and head.method_text:
         attributes.append(("http.request.method_original", head.method_text))
         if head.cut(Slot.METHOD):
             cut.append("http.request.method_original")
 
-    server = _server(head, target)
+    server = server_of(head, target)
     if head.server or "url.scheme" in wanted:
         attributes.append(("url.scheme", server.scheme))
-    if head.server:
+    if target is None:
+        pass
+    elif head.server:
         _server_url(target, settings, attributes, texts, cut)
     else:
         _client_url(target, server, settings, attributes, texts, cut)
-    if not head.server and target.route.startswith("/") and "url.template" in wanted:
-        attributes.append(("url.template", target.route))
+    route = target.route if target else ""
+    if not head.server and route.startswith("/") and "url.template" in wanted:
+        attributes.append(("url.template", route))
     if server.address:
         attributes.append(("server.address", server.address))
         if server.cut:
             cut.append("server.address")
     if server.port is not None:
         attributes.append(("server.port", server.port))
-    _network(head, settings, attributes, ints, cut)
+    network(head, settings, attributes, ints, cut)
     if head.user_agent and (head.server or "user_agent.original" in wanted):
         attributes.append(("user_agent.original", head.user_agent))
         if head.cut(Slot.USER_AGENT):
@@ -176,9 +190,10 @@ def shape(head: Head, target: TargetClass, resource: Resource, settings: Setting
     failed, message, error_type = _outcome(head)
     if error_type:
         attributes.append(("error.type", error_type))
-    attributes.append(("wirespan.protocol", "http1"))
-    if head.end == End.GAP:
-        attributes.append(("wirespan.incomplete", "gap"))
+    attributes.append(("wirespan.protocol", head.protocol))
+    incomplete = incomplete_of(head)
+    if incomplete:
+        attributes.append(("wirespan.incomplete", incomplete))
     if cut:
         attributes.append(("wirespan.truncated", ",".join(cut)))
 
@@ -187,7 +202,7 @@ def shape(head: Head, target: TargetClass, resource: Resource, settings: Setting
     word = method if known else "HTTP"
     return Shape(
         resource=resource,
-        name=f"{word} {target.route}" if target.route else word,
+        name=f"{word} {route}" if route else word,
         kind=KIND_SERVER if head.server else KIND_CLIENT,
         status=STATUS_ERROR if failed else STATUS_UNSET,
         status_message=message,
@@ -202,8 +217,7 @@ _METHODS = {method.value: method.name for method in Method if method != Method.O
 
 def _outcome(head: Head) -> tuple[bool, str, str]:
     """Return whether the span is an error, its status message and `error.type`."""
-    role = Role.SERVER if head.server else Role.CLIENT
-    failure = FAILURES.get((role, head.end))
+    failure = failure_of(head)
     if failure:
         return True, failure.message, failure.error_type
     first_error = 500 if head.server else 400
@@ -211,6 +225,20 @@ def _outcome(head: Head) -> tuple[bool, str, str]:
         # No message: it would only repeat the status code.
         return True, "", str(head.status)
     return False, "", ""
+
+
+def failure_of(head: Head) -> Outcome | None:
+    """Return how the exchange came to its end if not by a whole response."""
+    if head.failure:
+        return head.failure
+    return FAILURES.get((Role.SERVER if head.server else Role.CLIENT, head.end))
+
+
+def incomplete_of(head: Head) -> str:
+    """Return `wirespan.incomplete`, "" for nothing."""
+    if head.end != End.GAP:
+        return head.incomplete
+    return f"gap,{head.incomplete}" if head.incomplete else "gap"
 
 
 def _server_url(
@@ -232,7 +260,7 @@ def _server_url(
 
 def _client_url(
     target: TargetClass,
-    server: _Server,
+    server: Server,
     settings: Settings,
     attributes: list[tuple[str, AttributeValue]],
     texts: list[TextColumn],
@@ -250,36 +278,37 @@ def _client_url(
         cut.append(URL_FULL)
 
 
-def _server(head: Head, target: TargetClass) -> _Server:
+def server_of(head: Head, target: TargetClass | None) -> Server:
     """Name the server and the scheme it was asked for by."""
-    scheme = target.scheme or "http"
+    authority = target.authority if target else ""
+    scheme = (target.scheme if target else "") or "http"
     if head.server and head.forwarded_proto and not head.cut(Slot.FORWARDED_PROTO):
         # Of several proxies the first one saw the original request.
         first = head.forwarded_proto.partition(",")[0].strip()
         if _SCHEME.fullmatch(first):
             scheme = first.lower()
-    named = target.authority or head.host.rpartition("@")[2].strip()
+    named = authority or head.host.rpartition("@")[2].strip()
     if named:
-        half = not target.authority and head.cut(Slot.HOST)
+        half = not authority and head.cut(Slot.HOST)
         address, port = _host_port(named)
         if half:
             port = None
         elif port is None and head.family != Family.UNIX:
             port = _DEFAULT_PORTS.get(scheme)
-        return _Server(address, port, scheme, named, half)
+        return Server(address, port, scheme, named, half)
     if head.family == Family.UNIX:
         # No URL scheme says "HTTP over this socket"; this one is what clients have agreed on.
         url_scheme = scheme if head.server else "http+unix"
         half = head.cut(Slot.UNIX_PATH)
-        return _Server(head.unix_path, None, url_scheme, quote(head.unix_path, safe=""), half)
+        return Server(head.unix_path, None, url_scheme, quote(head.unix_path, safe=""), half)
     address = _address(head.family, head.local_address if head.server else head.remote_address)
     authority = f"[{address}]" if ":" in address else address
     if head.server_port != _DEFAULT_PORTS.get(scheme):
         authority += f":{head.server_port}"
-    return _Server(address, head.server_port if address else None, scheme, authority, False)
+    return Server(address, head.server_port if address else None, scheme, authority, False)
 
 
-def _network(
+def network(
     head: Head,
     settings: Settings,
     attributes: list[tuple[str, AttributeValue]],
@@ -326,7 +355,10 @@ def _network(
     if peer and not unix and "network.type" in wanted:
         attributes.append(("network.type", "ipv6" if ":" in peer else "ipv4"))
     if head.version:
-        attributes.append(("network.protocol.version", f"{head.version // 10}.{head.version % 10}"))
+        major, minor = divmod(head.version, 10)
+        # As ALPN has it: HTTP/2 is without a minor version.
+        version = str(major) if head.version == _HTTP2 else f"{major}.{minor}"
+        attributes.append(("network.protocol.version", version))
 
 
 def _forwarded_for(head: Head) -> tuple[str, int | None]:

@@ -1,0 +1,116 @@
+"""A batch of records of exchanges with databases, to be gone through one by one.
+
+Python lists are quicker for that than columns; what of a row decides on its meaning is hashed
+for all rows at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tracer.columns import U64, Column, absorb
+from tracer.flow import Database, Flag, Role
+from tracer.protocols.base import Records
+from tracer.protocols.database_shape import Ends
+
+MAX_ARGUMENTS = 9  # counts of arguments from here on are one
+
+SLOTS = len(Database)
+Strings = tuple[bytes, ...]
+
+_SERVER = int(Role.SERVER)
+_OLD = np.uint32(Flag.OLD)
+
+
+class Batch:
+    """A batch's columns as Python lists, which are quicker to go through one by one.
+
+    columns: kind; connection and side; ports; whether older than the tracer; a hash of the
+    process and all that tells what a record means but its text, its session and stream_id;
+    method; stream_id; number of parts.
+    ends: a hash of the process and all that `end` returns.
+    """
+
+    def __init__(self, records: Records, process: U64, seed: int) -> None:
+        self.records = records
+        text = records["text"]
+        self.width = text.shape[1]
+        self.text = text.tobytes()
+        self.used: list[int] = np.minimum(records["text_len"], self.width).tolist()
+        self._places: dict[int, tuple[list[int], list[int]]] = {}
+        server = records["role"] == _SERVER
+        ends = _absorb(process, _packed(records, ("role", "end"), ("family",)))
+        ends = _absorb(ends, np.where(server, records["local_port"], records["remote_port"]))
+        for name in ("local_addr", "remote_addr"):
+            halves = np.ascontiguousarray(records[name]).view("<u8")
+            ends = absorb(absorb(ends, halves[:, 0]), halves[:, 1])
+        self.ends: list[int] = ends.tolist()
+        head = absorb(ends ^ np.uint64(seed % (1 << 64)), _packed(records, ("method",), ("code",)))
+        arguments = np.minimum(records["request_messages"], MAX_ARGUMENTS).astype(np.uint64)
+        head = _absorb(head, arguments | records["truncated"].astype(np.uint64) << np.uint64(16))
+        fields = np.ascontiguousarray(records["fields"])
+        for word in fields.view("<u8").reshape(len(records), -1).T:
+            head = absorb(head, word)
+        old = ((records["flags"] & _OLD) != 0).tolist()
+        ports = records["local_port"].astype(np.uint32) << np.uint32(16) | records["remote_port"]
+        conn = records["conn_id"] * np.uint64(2) + server
+        self.columns = list(
+            zip(
+                records["kind"].tolist(),
+                conn.tolist(),
+                ports.tolist(),
+                old,
+                head.tolist(),
+                records["method"].tolist(),
+                records["stream_id"].tolist(),
+                records["version"].tolist(),
+                strict=True,
+            )
+        )
+
+    def strings(self, row: int) -> Strings:
+        """Return a record's strings, by slot, cut to what lies inside its text."""
+        return tuple([self.string(row, slot) for slot in range(SLOTS)])
+
+    def string(self, row: int, slot: int) -> bytes:
+        """Return one of a record's strings."""
+        places = self._places.get(slot)
+        if places is None:
+            field = self.records["fields"][:, slot]
+            off = np.minimum(field["off"], self.used)
+            end = np.minimum(off.astype(np.int64) + field["len"], self.used)
+            places = self._places[slot] = off.tolist(), end.tolist()
+        start = row * self.width
+        return self.text[start + places[0][row] : start + places[1][row]]
+
+    def request(self, row: int) -> tuple[int, int]:
+        """Return what tells an exchange from the others of its connection."""
+        record = self.records[row]
+        return int(record["request_seq"]), int(record["start_ns"])
+
+    def end(self, row: int) -> Ends:
+        """Return what of a row besides strings goes into its shape."""
+        record = self.records[row]
+        server = int(record["role"]) == _SERVER
+        return Ends(
+            server=server,
+            end=int(record["end"]),
+            family=int(record["family"]),
+            local_address=record["local_addr"].tobytes(),
+            remote_address=record["remote_addr"].tobytes(),
+            server_port=int(record["local_port" if server else "remote_port"]),
+        )
+
+
+def _packed(records: Records, small: tuple[str, ...], large: tuple[str, ...]) -> U64:
+    """Put up to four fields of a byte and one of up to four bytes into one word per row."""
+    word = np.zeros(len(records), dtype=np.uint64)
+    for place, name in enumerate(small):
+        word |= records[name].astype(np.uint64) << np.uint64(8 * place)
+    for name in large:
+        word |= records[name].astype(np.uint64) << np.uint64(32)
+    return word
+
+
+def _absorb(state: U64, word: Column) -> U64:
+    return absorb(state, word.astype(np.uint64))

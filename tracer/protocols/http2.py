@@ -1,0 +1,456 @@
+"""Records of HTTP/2 connections to columns of spans: HTTP exchanges and gRPC calls.
+
+The kernel walks the frames and hands over, in order: each header block (FLOW_BLOCK, in
+parts if it is long), each stream that is over (FLOW_EXCHANGE: times and sizes) and each
+connection that is (FLOW_CLOSED). Here the blocks are decoded and put to their streams. A
+stream is a gRPC call if its request's content-type says so, else its response's.
+
+What couldn't be decoded is left out of the span, which then has `wirespan.incomplete`:
+`hpack_unknown` if the connection is older than the tracer, or blocks of it were lost, and
+the stream used entries of the table from before; `gap` if the block itself is missing.
+
+Left out: pushed streams, whose blocks are decoded for the table's sake only, and a
+request's trailers. Columns are read with tolist(): most records here are of one to a span,
+and a Python look-up is cheaper than what numpy takes per call on small batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.columns import I32, U64
+from tracer.flow import Block, End, Family, Flag, Kind, Role, Slot
+from tracer.protocols import grpc_shape
+from tracer.protocols import http1_shape as shapes
+from tracer.protocols.base import Columns, Records, Routes, Settings, Shapes, text_of
+from tracer.protocols.grpc_shape import REQUEST_MESSAGES, RESPONSE_MESSAGES, Call, Reset
+from tracer.protocols.hpack_state import Hpack
+from tracer.protocols.http2_fields import Answered, Asked, Fields, Request, Response
+from tracer.spans import Text
+
+# Open streams remembered of a connection (more than any server allows by default) and of all
+# together, and connections; when there are more, the oldest is forgotten.
+MAX_STREAMS = 4096
+MAX_OPEN_STREAMS = 1 << 17
+MAX_CONNECTIONS = 1 << 14
+# Bytes of one block; grpc and nginx refuse more than 8 to 16 KiB.
+MAX_BLOCK_BYTES = 1 << 18
+
+# Plain numbers, since an IntEnum is slow to compare with.
+_BLOCK, _EXCHANGE, _CLOSED = int(Kind.BLOCK), int(Kind.EXCHANGE), int(Kind.CLOSED)
+_MORE, _PROMISE, _BROKEN = int(Flag.MORE), int(Flag.PROMISE), int(Flag.BROKEN)
+_PARTLY = _MORE | _BROKEN
+_RESPONSE, _END_STREAM, _OLD = int(Flag.RESPONSE), int(Flag.END_STREAM), int(Flag.OLD)
+_SERVER, _RESET, _CANCEL = int(Role.SERVER), int(End.RESET), 8
+_VERSION = 20
+
+_NOTHING = Asked(None, shapes.METHOD_UNKNOWN, "", None, "", "", "", "", "", "", 0, False)
+_NO_ANSWER = Answered(None, 0, "", "", False)
+_T = TypeVar("_T")
+
+
+class _Stream:
+    """An open stream's blocks."""
+
+    __slots__ = ("ended", "request", "response", "trailers")
+
+    def __init__(self) -> None:
+        self.request: Request | None = None
+        self.response: Response | None = None
+        self.trailers: Response | None = None
+        self.ended = 0  # 1: a block ended the response
+
+
+_NO_STREAM = _Stream()
+
+
+class _Direction(Generic[_T]):
+    """One direction of a connection: its HPACK state, and the block that is coming in parts."""
+
+    __slots__ = ("_hpack", "_parts", "_size", "block", "state")
+
+    def __init__(self, hpack: Hpack[_T], known: bool) -> None:
+        self._hpack = hpack
+        self.state = hpack.begin(known)
+        self.block = b""  # the last whole one
+        self._parts: list[bytes] = []
+        self._size = 0
+
+    def take(self, flags: int, block: bytes) -> _T | None:
+        """Take a block, or a part of one; return what is made of a whole one."""
+        if flags & _PARTLY or self._size:
+            if flags & _BROKEN:
+                self._parts.clear()
+                self._size = 0
+                self._lose()
+            self._size += len(block)
+            if self._size <= MAX_BLOCK_BYTES:
+                self._parts.append(block)
+            if flags & _MORE:
+                return None
+            whole = self._size <= MAX_BLOCK_BYTES
+            block = b"".join(self._parts)
+            self._parts.clear()
+            self._size = 0
+            if not whole:
+                self._lose()
+                return self._hpack.unreadable
+        self.block = block
+        found = self.state.memo.get(block)
+        if found is None:
+            found = self._hpack.decode(self.state, block)
+        made, self.state = found
+        return made
+
+    def _lose(self) -> None:
+        """Go on without knowing what is in the table."""
+        if not self.state.failed:
+            self.state = self._hpack.begin(False)
+
+
+class _Connection:
+    """A connection as one side has it: both directions, and the streams that are open."""
+
+    __slots__ = ("highest", "number", "old", "process", "requests", "responses", "streams")
+
+    def __init__(self, old: bool, requests: Hpack[Request], responses: Hpack[Response]) -> None:
+        self.old = old
+        self.requests = _Direction(requests, not old)
+        self.responses = _Direction(responses, not old)
+        self.streams: dict[int, _Stream] = {}
+        self.highest = 0  # stream that was begun
+        self.process = 0  # that `number` is good for
+        self.number = 0  # of what a shape needs of process and addresses; 0: none yet
+
+
+class Http2:
+    """The decoder of FLOW_PROTO_HTTP2; see tracer.protocols.base.Decoder."""
+
+    def __init__(self, shapes: Shapes, routes: Routes, settings: Settings) -> None:
+        self._shapes = shapes
+        self._settings = settings
+        self._fields = Fields(routes, settings)
+        self._requests = Hpack(self._fields.request, self._fields.unknown_request)
+        self._responses = Hpack(self._fields.response, self._fields.unknown_response)
+        self._connections: dict[int, _Connection] = {}
+        self._known: dict[tuple[int, ...], int] = {}
+        self._generation = shapes.generation
+        self._forgot = False
+        self._forgotten = 0
+        self._open_streams = 0
+
+    def losses(self) -> dict[str, int]:
+        """Count directions that became unreadable, and streams forgotten for lack of room."""
+        failed = [hpack.losses()["hpack_failed"] for hpack in (self._requests, self._responses)]
+        return {"hpack_failed": sum(failed), "stream_forgotten": self._forgotten}
+
+    def columns(self, records: Records, process: U64) -> Columns:
+        """Decode; every FLOW_EXCHANGE gives one span, save those of pushed streams."""
+        if self._generation != self._shapes.generation:
+            self._generation = self._shapes.generation
+            self._known.clear()
+        key = records["conn_id"] << np.uint64(2) | records["role"]
+        text, width = records["text"].tobytes(), records["text"].shape[1]
+        fields = records["fields"][:, Block.BLOCK]
+        used = np.minimum(records["text_len"], width)
+        off = np.minimum(fields["off"], used)
+        end = off + np.minimum(fields["len"], used - off)
+        base = np.arange(len(records)) * width
+        rows: list[int] = []
+        ended: list[tuple[_Connection, _Stream]] = []
+        connections = self._connections
+        for row, (kind, number, stream_id, flags, begin, stop) in enumerate(
+            zip(
+                records["kind"].tolist(),
+                key.tolist(),
+                records["stream_id"].tolist(),
+                records["flags"].tolist(),
+                (base + off).tolist(),
+                (base + end).tolist(),
+                strict=True,
+            )
+        ):
+            if kind == _CLOSED:
+                self._drop(number)
+                continue
+            connection = connections.get(number)
+            if connection is None:
+                # A stream that ends before it began: its blocks are lost.
+                connection = self._begin(number, kind != _BLOCK or flags & _OLD != 0)
+            if kind == _BLOCK:
+                if flags & _RESPONSE:
+                    response = connection.responses.take(flags, text[begin:stop])
+                    if response is not None and not flags & _PROMISE:
+                        self._answer(connection, stream_id, flags, response)
+                else:
+                    request = connection.requests.take(flags, text[begin:stop])
+                    if request is not None and not self._ask(connection, stream_id, request):
+                        block = connection.requests.block
+                        self._forgotten += self._drop(number)
+                        connection = self._begin(number, True)
+                        request = connection.requests.take(0, block)
+                        if request is not None:
+                            self._ask(connection, stream_id, request)
+            elif kind == _EXCHANGE:
+                stream = connection.streams.pop(stream_id, None)
+                self._open_streams -= stream is not None
+                # Those with even numbers were begun by the server: pushed.
+                if stream_id & 1:
+                    rows.append(row)
+                    ended.append((connection, stream or _NO_STREAM))
+        at = np.array(rows, dtype=np.intp)
+        exchanges = records[at]
+        return Columns(
+            self._shape_rows(exchanges, process[at], ended),
+            self._ints(exchanges, ended),
+            _texts([stream.request for _, stream in ended]),
+            at,
+        )
+
+    def _begin(self, number: int, old: bool) -> _Connection:
+        """Begin a connection; if there are too many, forget the oldest."""
+        connections = self._connections
+        while connections and (
+            len(connections) >= MAX_CONNECTIONS or self._open_streams >= MAX_OPEN_STREAMS
+        ):
+            self._forgotten += self._drop(next(iter(connections)))
+            # From now on one that isn't known may be one that was forgotten.
+            self._forgot = True
+        connection = connections[number] = _Connection(
+            old or self._forgot, self._requests, self._responses
+        )
+        return connection
+
+    def _drop(self, number: int) -> int:
+        """Forget a connection; return how many streams were open."""
+        connection = self._connections.pop(number, None)
+        if connection is None:
+            return 0
+        self._open_streams -= len(connection.streams)
+        return len(connection.streams)
+
+    def _ask(self, connection: _Connection, stream_id: int, request: Request) -> bool:
+        """Put a request's block to its stream.
+
+        False: it can't be this connection's, for stream numbers only rise. Of the end of
+        the one before, with the same number, nothing was heard.
+        """
+        stream = connection.streams.get(stream_id)
+        if stream is None:
+            if stream_id <= connection.highest:
+                # Trailers may be late, when their stream is over.
+                return not request.is_head
+            stream = self._open(connection, stream_id)
+        if stream.request is None:
+            stream.request = request
+            return True
+        return not request.is_head
+
+    def _answer(
+        self, connection: _Connection, stream_id: int, flags: int, response: Response
+    ) -> None:
+        """Put a response's block to its stream."""
+        stream = connection.streams.get(stream_id)
+        if stream is None:
+            if stream_id <= connection.highest and not connection.old:
+                # Late, of a stream that is over.
+                return
+            stream = self._open(connection, stream_id)
+        if flags & _END_STREAM:
+            stream.ended = 1
+        status = response.answered.status
+        if stream.response is not None and not status:
+            stream.trailers = response
+        elif not 100 <= status < 200 or flags & _END_STREAM:
+            stream.response = response
+
+    def _open(self, connection: _Connection, stream_id: int) -> _Stream:
+        """Begin a stream."""
+        streams = connection.streams
+        if len(streams) >= MAX_STREAMS:
+            del streams[next(iter(streams))]
+            self._forgotten += 1
+            self._open_streams -= 1
+        self._open_streams += 1
+        if stream_id > connection.highest:
+            connection.highest = stream_id
+        stream = streams[stream_id] = _Stream()
+        return stream
+
+    def _shape_rows(
+        self, exchanges: Records, process: U64, ended: Sequence[tuple[_Connection, _Stream]]
+    ) -> I32:
+        """Return the shape of each exchange."""
+        # By how it ended, and whether it had messages.
+        reset = exchanges["end"] == _RESET
+        way = exchanges["end"].astype(np.uint64) << np.uint64(34)
+        way |= np.where(reset, exchanges["code"], 0).astype(np.uint64) << np.uint64(2)
+        way |= (reset & (exchanges["flags"] & _RESPONSE != 0)).astype(np.uint64) << np.uint64(1)
+        way |= (exchanges["request_messages"] | exchanges["response_messages"]) != 0
+        found = []
+        known = self._known
+        for row, ((connection, stream), owner, how) in enumerate(
+            zip(ended, process.tolist(), way.tolist(), strict=True)
+        ):
+            if connection.process != owner or not connection.number:
+                connection.process = owner
+                connection.number = self._fields.number((owner, *_peers(exchanges[row])))
+            request, response, trailers = stream.request, stream.response, stream.trailers
+            key = (
+                connection.number,
+                request.number if request is not None else 0,
+                response.number if response is not None else 0,
+                trailers.number if trailers is not None else 0,
+                how << 1 | stream.ended,
+            )
+            shape = known.get(key)
+            if shape is None:
+                if len(known) >= 4 * self._settings.max_shapes:
+                    known.clear()
+                shape = known[key] = self._new_shape(exchanges[row], stream)
+            found.append(shape)
+        return np.array(found, dtype=np.int32)
+
+    def _new_shape(self, record: np.void, stream: _Stream) -> int:
+        asked = stream.request.asked if stream.request else _NOTHING
+        answer = stream.response.answered if stream.response else _NO_ANSWER
+        last = stream.trailers.answered if stream.trailers else _NO_ANSWER
+        grpc = asked.grpc
+        for part in (answer, last):
+            grpc = part.grpc if grpc is None else grpc
+        if grpc is None:
+            grpc = bool(record["request_messages"] or record["response_messages"])
+        grpc_status = last.grpc_status or answer.grpc_status
+        message = last.grpc_message or answer.grpc_message
+        whole = record["end"] == End.RESPONSE
+        unknown = answer.unknown or last.unknown
+        missing = stream.request is None or (stream.response is None and whole)
+        if grpc:
+            # Without trailers a gRPC response isn't whole: their block was lost.
+            missing |= whole and not stream.ended and not grpc_status and answer.status == 200
+            failed = grpc_status not in ("", "0")
+            lacks = not asked.path or not asked.host
+            lacks |= not grpc_status and whole
+            lacks |= failed and not message and unknown
+            unknown |= asked.unknown
+        else:
+            lacks = asked.unknown or asked.target is None or not answer.status
+            unknown = asked.unknown or (unknown and not answer.status)
+        incomplete = ""
+        if lacks:
+            incomplete = "hpack_unknown" if unknown else "gap" if missing else ""
+        reset = None
+        end = int(record["end"])
+        by_server = bool(int(record["flags"]) & _RESPONSE)
+        if end == End.RESET and (record["code"] or by_server):
+            reset = Reset(int(record["code"]), by_server)
+            # RFC 9113 section 8.1: so a server says that it needs no more of the request.
+            if by_server and not reset.code and (grpc_status if grpc else stream.response):
+                reset, end = None, int(End.RESPONSE)
+        head = _head(record, asked, answer.status, end, incomplete)
+        resource = self._shapes.resource(record)
+        if grpc:
+            answered = stream.response is not None
+            call = Call(asked.path, grpc_status, message, answer.status, answered, reset)
+            made = grpc_shape.shape(call, head, asked.scheme, resource, self._settings)
+        else:
+            made = shapes.shape(
+                head._replace(failure=_failure(reset)), asked.target, resource, self._settings
+            )
+        return self._shapes.add(made)
+
+    def _ints(
+        self, exchanges: Records, ended: Sequence[tuple[_Connection, _Stream]]
+    ) -> dict[str, NDArray[np.int64]]:
+        names = {
+            shapes.PEER_PORT: "remote_port",
+            shapes.REQUEST_BODY: "request_body_bytes",
+            shapes.RESPONSE_BODY: "response_body_bytes",
+            REQUEST_MESSAGES: "request_messages",
+            RESPONSE_MESSAGES: "response_messages",
+        }
+        if shapes.LOCAL_PORT in self._settings.opt_in:
+            names[shapes.LOCAL_PORT] = "local_port"
+        ints = {key: exchanges[name].astype(np.int64) for key, name in names.items()}
+        answered = np.array([stream.response is not None for _, stream in ended], dtype=np.bool_)
+        ints[shapes.RESPONSE_BODY][~answered & (exchanges["first_byte_ns"] == 0)] = -1
+        return ints
+
+
+def _peers(record: np.void) -> tuple[bytes, ...]:
+    """Return what goes into a shape of who talked to whom."""
+    # A listener's peers come from ports of their own.
+    port = "local_port" if record["role"] == _SERVER else "remote_port"
+    names = ("family", "role", port, "local_addr", "remote_addr", "truncated")
+    path = text_of(record, Slot.UNIX_PATH) if record["family"] == Family.UNIX else b""
+    return (path, *[record[name].tobytes() for name in names])
+
+
+def _head(record: np.void, asked: Asked, status: int, end: int, incomplete: str) -> shapes.Head:
+    """Return what of an exchange goes into its shape."""
+    server = record["role"] == _SERVER
+    return shapes.Head(
+        server=bool(server),
+        method=asked.method,
+        status=status,
+        end=end,
+        version=_VERSION,
+        truncated=asked.truncated | int(record["truncated"]) & 1 << Slot.UNIX_PATH,
+        family=int(record["family"]),
+        local_address=record["local_addr"].tobytes(),
+        remote_address=record["remote_addr"].tobytes(),
+        server_port=int(record["local_port" if server else "remote_port"]),
+        host=asked.host,
+        user_agent=asked.user_agent,
+        forwarded_for=asked.forwarded_for if server else "",
+        forwarded_proto=asked.forwarded_proto if server else "",
+        method_text=asked.method_text,
+        unix_path=(
+            shapes.unix_path_of(text_of(record, Slot.UNIX_PATH))
+            if record["family"] == Family.UNIX
+            else ""
+        ),
+        protocol="http2",
+        incomplete=incomplete,
+    )
+
+
+def _failure(reset: Reset | None) -> shapes.Outcome | None:
+    """Return how a stream that was reset is told."""
+    if reset is None:
+        return None
+    if reset.code == _CANCEL and not reset.by_server:
+        return shapes.Outcome("cancelled", "the client cancelled the request")
+    return shapes.Outcome(reset.name, reset.message)
+
+
+def _texts(requests: Sequence[Request | None]) -> dict[str, Text]:
+    """Return the columns of paths and queries; none if no row has any."""
+    paths = [request.path if request is not None else b"" for request in requests]
+    queries = [request.query if request is not None else b"" for request in requests]
+    path = _column(paths)
+    if not any(queries):
+        query = Text(path.bytes[:, :0], np.zeros(len(requests), dtype=np.uint16))
+        return {shapes.URL_PATH: path, shapes.URL_FULL: path, shapes.URL_QUERY: query}
+    full = [
+        first + b"?" + second if second else first
+        for first, second in zip(paths, queries, strict=True)
+    ]
+    return {
+        shapes.URL_PATH: path,
+        shapes.URL_FULL: _column(full),
+        shapes.URL_QUERY: _column(queries),
+    }
+
+
+def _column(strings: Sequence[bytes]) -> Text:
+    """Lay strings into a column."""
+    size = [len(string) for string in strings]
+    width = max(size, default=0)
+    joined = b"".join([string.ljust(width, b"\0") for string in strings])
+    cells = np.frombuffer(joined, dtype=np.uint8).reshape(len(strings), width)
+    return Text(cells, np.array(size, dtype=np.uint16))
