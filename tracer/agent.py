@@ -122,6 +122,7 @@ class Agent:
             RouteTable(MAX_ROUTES),
             base.Settings(
                 query=cast(Literal["mask", "raw", "drop"], options.query),
+                sql=cast(Literal["mask", "raw", "drop"], options.sql),
                 seed=secrets.randbits(64),
             ),
         )

@@ -20,6 +20,7 @@ from tracer.options import (
     TailOptions,
     parse,
 )
+from tracer.replay.options import ReplayOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,6 +54,10 @@ def _dispatch(options: Options) -> int:
             from tracer import agent
 
             return agent.run(options)
+        case ReplayOptions():
+            from tracer.replay import command
+
+            return command.run(options)
         case StatusOptions():
             from tracer import client
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from tracer import option_values as values
 from tracer.errors import UsageError
 from tracer.installed import version
-from tracer.instance import DEFAULT_SOCKET, MAX_SOCKET_PATH, SOCKET_VARIABLE
+from tracer.instance import DEFAULT_SOCKET, SOCKET_VARIABLE
+from tracer.replay.options import EPILOG, ReplayOptions, add_arguments
 
 RING_BYTES = 8 << 20
-MAX_RING_BYTES = 1024 * 1024 * 1024
-CONNECTIONS = 6144
-MAX_CONNECTIONS = 4_194_304
-PAGE_BYTES = 4096
-MAX_TIMEOUT_S = 3_600.0
-
-_SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
-_SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+CONNECTIONS = 4608
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +43,7 @@ class RunOptions:
     ring_bytes: int
     max_connections: int
     query: str
+    sql: str
     otlp: tuple[tuple[str, str], ...]
     socket: str
     duration_s: float | None
@@ -84,7 +79,7 @@ class VersionOptions:
     """`wirespan version`."""
 
 
-Options = RunOptions | StatusOptions | TailOptions | DoctorOptions | VersionOptions
+Options = RunOptions | ReplayOptions | StatusOptions | TailOptions | DoctorOptions | VersionOptions
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,7 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="wirespan",
         formatter_class=_Formatter,
         allow_abbrev=False,
-        description="Trace this host's HTTP exchanges from its kernel, as OpenTelemetry spans.",
+        description="Trace this host's exchanges from its kernel, as OpenTelemetry spans.",
         epilog=(
             "examples:\n"
             "  wirespan doctor                 can this kernel and user trace?\n"
@@ -127,6 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"wirespan {version()}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
+    _add_replay(commands)
     _add_status(commands)
     _add_tail(commands)
     _add_doctor(commands)
@@ -170,86 +166,45 @@ def _add_run(commands: Any) -> None:
     )
     for prefix, verb in (("", "only"), ("exclude-", "not")):
         which.add_argument(
-            f"--{prefix}port", metavar="N", type=_port(f"--{prefix}port"), action="append",
+            f"--{prefix}port", metavar="N", type=values.port(f"--{prefix}port"), action="append",
             default=[], help=f"{verb} connections with this TCP port on either end",
         )  # fmt: skip
         which.add_argument(
-            f"--{prefix}exe", metavar="EXE", type=_exe(f"--{prefix}exe"), action="append",
+            f"--{prefix}exe", metavar="EXE", type=values.exe(f"--{prefix}exe"), action="append",
             default=[], help=f"{verb} processes that run this executable: a path, or a file name",
         )  # fmt: skip
         which.add_argument(
-            f"--{prefix}pid", metavar="PID", type=_pid(f"--{prefix}pid"), action="append",
+            f"--{prefix}pid", metavar="PID", type=values.pid(f"--{prefix}pid"), action="append",
             default=[], help=f"{verb} this process and what it starts",
         )  # fmt: skip
         which.add_argument(
-            f"--{prefix}cgroup", metavar="PATH", type=_text(f"--{prefix}cgroup"),
+            f"--{prefix}cgroup", metavar="PATH", type=values.words(f"--{prefix}cgroup"),
             action="append", default=[],
             help=f"{verb} processes in this cgroup or below it: a directory, absolute or "
             "relative to where cgroup v2 is mounted",
         )  # fmt: skip
 
     out = run.add_argument_group("output")
+    _add_output(out)
     out.add_argument(
-        "--output", choices=("text", "json", "none"), default="text",
-        help="one line a span on standard output, for people or as JSON (default: text)",
-    )  # fmt: skip
-    out.add_argument(
-        "--query", choices=("mask", "raw", "drop"), default="mask",
-        help="url.query: values replaced by REDACTED, as sent, or absent (default: mask)",
-    )  # fmt: skip
-    out.add_argument(
-        "--ready-file", metavar="PATH", type=_text("--ready-file"),
+        "--ready-file", metavar="PATH", type=values.words("--ready-file"),
         help="create PATH, with the process id in it, once every program is attached; "
         "removed at exit",
     )  # fmt: skip
     out.add_argument(
-        "--duration", metavar="SECONDS", type=_seconds("--duration"), default=None,
+        "--duration", metavar="SECONDS", type=values.seconds("--duration"), default=None,
         help="stop by itself after this time (default: never)",
     )  # fmt: skip
 
-    otlp = run.add_argument_group(
-        "OTLP export",
-        "Each option overrides the OTEL_* variable named; all other variables of the OTLP\n"
-        "exporter specification, OTEL_RESOURCE_ATTRIBUTES and OTEL_METRICS_EXPORTER count too.\n"
-        "Without an endpoint nothing is exported.",
-    )
-    otlp.add_argument(
-        "--otlp-endpoint", metavar="URL", type=_endpoint,
-        help="for example http://localhost:4317 (OTEL_EXPORTER_OTLP_ENDPOINT)",
-    )  # fmt: skip
-    otlp.add_argument(
-        "--otlp-protocol", choices=("grpc", "http/protobuf"),
-        help="default: grpc for port 4317, else http/protobuf (OTEL_EXPORTER_OTLP_PROTOCOL)",
-    )  # fmt: skip
-    otlp.add_argument(
-        "--otlp-header", metavar="NAME=VALUE", type=_header, action="append", default=[],
-        help="sent with every request; may be repeated (OTEL_EXPORTER_OTLP_HEADERS)",
-    )  # fmt: skip
-    otlp.add_argument(
-        "--otlp-compression", choices=("none", "gzip"),
-        help="default: none (OTEL_EXPORTER_OTLP_COMPRESSION)",
-    )  # fmt: skip
-    otlp.add_argument(
-        "--otlp-timeout", metavar="SECONDS", type=_seconds("--otlp-timeout"),
-        help="per request, default: 10 (OTEL_EXPORTER_OTLP_TIMEOUT, in ms)",
-    )  # fmt: skip
-    otlp.add_argument(
-        "--otlp-certificate", metavar="FILE", type=_text("--otlp-certificate"),
-        help="PEM file of the authority to trust (OTEL_EXPORTER_OTLP_CERTIFICATE)",
-    )  # fmt: skip
-    otlp.add_argument(
-        "--insecure", action="store_true",
-        help="no TLS for a gRPC endpoint HOST:PORT (OTEL_EXPORTER_OTLP_INSECURE)",
-    )  # fmt: skip
-
+    _add_otlp(run, ", OTEL_RESOURCE_ATTRIBUTES and OTEL_METRICS_EXPORTER")
     limits = run.add_argument_group("limits")
     limits.add_argument(
-        "--ring-size", metavar="BYTES", type=_ring_size, default=RING_BYTES,
+        "--ring-size", metavar="BYTES", type=values.ring_size, default=RING_BYTES,
         help="of the ring between kernel and tracer: a power of two, suffixes K, M, G "
         f"(default: {RING_BYTES // 1024**2}M)",
     )  # fmt: skip
     limits.add_argument(
-        "--max-connections", metavar="N", type=_count("--max-connections"),
+        "--max-connections", metavar="N", type=values.count("--max-connections"),
         default=CONNECTIONS,
         help=f"connections followed at one time (default: {CONNECTIONS})",
     )  # fmt: skip
@@ -261,6 +216,71 @@ def _add_run(commands: Any) -> None:
         "costs some 20 ns a run",
     )  # fmt: skip
     run.set_defaults(make=_run_options)
+
+
+def _add_replay(commands: Any) -> None:
+    replay = _command(commands, "replay", "make spans of a capture file", EPILOG)
+    add_arguments(replay)
+    _add_output(replay.add_argument_group("output"))
+    _add_otlp(replay)
+    replay.set_defaults(
+        make=lambda found: ReplayOptions(
+            found.file, found.side, found.output, found.query, found.sql, _otlp_flags(found)
+        )
+    )
+
+
+def _add_output(out: Any) -> None:
+    out.add_argument(
+        "--output", choices=("text", "json", "none"), default="text",
+        help="one line a span on standard output, for people or as JSON (default: text)",
+    )  # fmt: skip
+    out.add_argument(
+        "--query", choices=("mask", "raw", "drop"), default="mask",
+        help="url.query: values replaced by REDACTED, as sent, or absent (default: mask)",
+    )  # fmt: skip
+    out.add_argument(
+        "--sql", choices=("mask", "raw", "drop"), default="mask",
+        help="db.query.text of SQL: literals replaced by ?, as sent, or absent; what servers say "
+        "in errors: without what they quote, unless raw (default: mask)",
+    )  # fmt: skip
+
+
+def _add_otlp(parser: Any, others: str = "") -> None:
+    otlp = parser.add_argument_group(
+        "OTLP export",
+        "Each option overrides the OTEL_* variable named; all other variables of the OTLP\n"
+        f"exporter specification{others} count too.\n"
+        "Without an endpoint nothing is exported.",
+    )
+    otlp.add_argument(
+        "--otlp-endpoint", metavar="URL", type=values.endpoint,
+        help="for example http://localhost:4317 (OTEL_EXPORTER_OTLP_ENDPOINT)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-protocol", choices=("grpc", "http/protobuf"),
+        help="default: grpc for port 4317, else http/protobuf (OTEL_EXPORTER_OTLP_PROTOCOL)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-header", metavar="NAME=VALUE", type=values.header, action="append", default=[],
+        help="sent with every request; may be repeated (OTEL_EXPORTER_OTLP_HEADERS)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-compression", choices=("none", "gzip"),
+        help="default: none (OTEL_EXPORTER_OTLP_COMPRESSION)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-timeout", metavar="SECONDS", type=values.seconds("--otlp-timeout"),
+        help="per request, default: 10 (OTEL_EXPORTER_OTLP_TIMEOUT, in ms)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--otlp-certificate", metavar="FILE", type=values.words("--otlp-certificate"),
+        help="PEM file of the authority to trust (OTEL_EXPORTER_OTLP_CERTIFICATE)",
+    )  # fmt: skip
+    otlp.add_argument(
+        "--insecure", action="store_true",
+        help="no TLS for a gRPC endpoint HOST:PORT (OTEL_EXPORTER_OTLP_INSECURE)",
+    )  # fmt: skip
 
 
 def _add_status(commands: Any) -> None:
@@ -317,7 +337,7 @@ def _add_doctor(commands: Any) -> None:
 
 def _add_socket(parser: Any) -> None:
     parser.add_argument(
-        "--control-socket", metavar="PATH", type=_socket,
+        "--control-socket", metavar="PATH", type=values.socket,
         default=os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET,
         help=f"Unix socket of the tracer's control service (default: {DEFAULT_SOCKET}, "
         f"or {SOCKET_VARIABLE})",
@@ -338,6 +358,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         ring_bytes=found.ring_size,
         max_connections=found.max_connections,
         query=found.query,
+        sql=found.sql,
         otlp=_otlp_flags(found),
         socket=found.control_socket,
         duration_s=found.duration,
@@ -348,7 +369,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
 def _otlp_flags(found: argparse.Namespace) -> tuple[tuple[str, str], ...]:
     """The OTLP flags given, named and written as the variables are: headers in one, ms."""
     timeout = found.otlp_timeout
-    values = {
+    flags = {
         "endpoint": found.otlp_endpoint,
         "protocol": found.otlp_protocol,
         "headers": ",".join(found.otlp_header),
@@ -357,10 +378,10 @@ def _otlp_flags(found: argparse.Namespace) -> tuple[tuple[str, str], ...]:
         "certificate": found.otlp_certificate,
         "insecure": "true" if found.insecure else None,
     }
-    return tuple((name, value) for name, value in values.items() if value)
+    return tuple((name, value) for name, value in flags.items() if value)
 
 
-def environment(options: RunOptions, environ: Mapping[str, str]) -> dict[str, str]:
+def environment(options: RunOptions | ReplayOptions, environ: Mapping[str, str]) -> dict[str, str]:
     """What `environ` becomes under the flags of `options`; `environ` stays as it is.
 
     A flag speaks for traces and metrics alike, so it also hides what the environment
@@ -373,111 +394,3 @@ def environment(options: RunOptions, environ: Mapping[str, str]) -> dict[str, st
         for signal in ("TRACES", "METRICS"):
             merged.pop(f"OTEL_EXPORTER_OTLP_{signal}_{name.upper()}", None)
     return merged
-
-
-def _whole(option: str, least: int, most: int, what: str) -> Callable[[str], int]:
-    def read(text: str) -> int:
-        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
-            raise UsageError(f"{option}: {text!r} is not {what}", f"{least} to {most}")
-        return int(text)
-
-    return read
-
-
-def _port(option: str) -> Callable[[str], int]:
-    return _whole(option, 1, 65_535, "a TCP port")
-
-
-def _pid(option: str) -> Callable[[str], int]:
-    return _whole(option, 1, 4_194_304, "a process id")
-
-
-def _count(option: str) -> Callable[[str], int]:
-    return _whole(option, 1, MAX_CONNECTIONS, "a number of connections")
-
-
-def _text(option: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        if not text or "\0" in text:
-            raise UsageError(f"{option}: the value is empty", "leave the option out instead")
-        return text
-
-    return read
-
-
-def _exe(option: str) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        # Relative to what? The tracer's directory is nobody else's.
-        if "/" in _text(option)(text) and not os.path.isabs(text):
-            raise UsageError(
-                f"{option}: {text!r} is neither an absolute path nor a file name",
-                "`readlink /proc/PID/exe` shows the path of a process",
-            )
-        return text
-
-    return read
-
-
-def _seconds(option: str) -> Callable[[str], float]:
-    def read(text: str) -> float:
-        try:
-            seconds = float(text)
-        except ValueError:
-            seconds = -1.0
-        limit = float("inf") if option == "--duration" else MAX_TIMEOUT_S
-        if not 0.001 <= seconds < float("inf") or seconds > limit:
-            raise UsageError(
-                f"{option}: {text!r} is not a time in seconds", "write for example 2.5"
-            )
-        return seconds
-
-    return read
-
-
-def _ring_size(text: str) -> int:
-    matched = _SIZE.fullmatch(text)
-    if matched is None or len(text) > 16:
-        raise UsageError(f"--ring-size: {text!r} is not a size in bytes", "write for example 16M")
-    size = int(matched[1]) * _SIZE_UNITS[matched[2].upper()]
-    if size & (size - 1) or not size:
-        near = max(PAGE_BYTES, 1 << size.bit_length())
-        raise UsageError(
-            f"--ring-size: {text} is not a power of two", f"the kernel wants one; next is {near}"
-        )
-    if not PAGE_BYTES <= size <= MAX_RING_BYTES:
-        raise UsageError(
-            f"--ring-size: {text} is out of range",
-            f"{PAGE_BYTES // 1024}K to {MAX_RING_BYTES // 1024**3}G",
-        )
-    return size
-
-
-def _endpoint(text: str) -> str:
-    # The rest of the URL is judged where the variables are, in tracer.export.
-    if not text.strip():
-        raise UsageError("--otlp-endpoint: the value is empty", "http://HOST:4317")
-    return text
-
-
-def _header(text: str) -> str:
-    name, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
-        raise UsageError(
-            f"--otlp-header: {text!r} is not NAME=VALUE", "write for example x-token=secret"
-        )
-    if not value.isprintable() or not value.isascii():
-        raise UsageError(f"--otlp-header: the value of {name} is not printable ASCII", "")
-    # The variable is a W3C Baggage list: these would end or alter the value.
-    escaped = re.sub(r'[%,; "\\]', lambda found: f"%{ord(found[0]):02X}", value)
-    return f"{name}={escaped}"
-
-
-def _socket(text: str) -> str:
-    if not text:
-        raise UsageError("--control-socket: the value is empty", "give a path")
-    if len(os.fsencode(text)) > MAX_SOCKET_PATH:
-        raise UsageError(
-            f"--control-socket: the path is longer than {MAX_SOCKET_PATH} bytes",
-            "the kernel takes no longer name for a Unix socket",
-        )
-    return text

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tracer import options
+from tracer import option_values, options
 from tracer.errors import UsageError
 from tracer.kernel import loader
+from tracer.replay.options import ReplayOptions
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("run", "status", "tail", "doctor", "version")
+COMMANDS = ("run", "replay", "status", "tail", "doctor", "version")
 
 
 def wirespan(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -64,6 +65,9 @@ def check_failure(done: subprocess.CompletedProcess[str], code: int, message: st
         (("run", "--ring-size", "big"), "--ring-size: 'big' is not a size in bytes"),
         (("run", "--max-connections", "0"), "is not a number of connections"),
         (("run", "--query", "all"), "--query: invalid choice"),
+        (("run", "--sql", "all"), "--sql: invalid choice"),
+        (("replay", "--sql", "", "traffic.pcap"), "--sql: invalid choice"),
+        (("replay",), "FILE"),
         (("run", "--duration", "nan"), "--duration: 'nan' is not a time"),
         (("run", "--duration", "-1"), "--duration"),
         (("run", "--otlp-endpoint", "localhost"), "--otlp-endpoint: 'localhost' is not a URL"),
@@ -183,6 +187,14 @@ def test_options_become_data() -> None:
     assert found.socket == "/tmp/w.sock"
 
 
+@pytest.mark.parametrize("command", [("run",), ("replay", "traffic.pcap")])
+def test_what_is_shown_of_statements(command: tuple[str, ...]) -> None:
+    for arguments, sql in (((), "mask"), (("--sql", "raw"), "raw"), (("--sql", "drop"), "drop")):
+        found = options.parse([*command, *arguments])
+        assert isinstance(found, options.RunOptions | ReplayOptions)
+        assert (found.sql, found.query) == (sql, "mask")
+
+
 def test_flags_hide_what_the_environment_says_for_one_signal() -> None:
     found = options.parse(["run", "--otlp-endpoint", "http://here:4317"])
     assert isinstance(found, options.RunOptions)
@@ -205,8 +217,8 @@ def test_ring_sizes(size: str) -> None:
 
 
 def test_limits_are_the_loader_s() -> None:
-    assert options.MAX_RING_BYTES == loader.MAX_RING_BYTES
-    assert options.MAX_CONNECTIONS == loader.MAX_CONNECTIONS
+    assert option_values.MAX_RING_BYTES == loader.MAX_RING_BYTES
+    assert option_values.MAX_CONNECTIONS == loader.MAX_CONNECTIONS
     loader.Settings(ring_bytes=options.RING_BYTES, max_connections=options.CONNECTIONS)
 
 

@@ -1,0 +1,143 @@
+"""Values on the command line: each function reads one kind of them, or raises UsageError.
+
+Those that take the option's name, for their messages, return the function that reads.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+
+from tracer.errors import UsageError
+from tracer.instance import MAX_SOCKET_PATH
+
+MAX_RING_BYTES = 1024 * 1024 * 1024
+MAX_CONNECTIONS = 4_194_304
+PAGE_BYTES = 4096
+MAX_TIMEOUT_S = 3_600.0
+
+_SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
+_SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+
+
+def whole(option: str, least: int, most: int, what: str) -> Callable[[str], int]:
+    """A whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        if not re.fullmatch(r"\d{1,18}", text, re.ASCII) or not least <= int(text) <= most:
+            raise UsageError(f"{option}: {text!r} is not {what}", f"{least} to {most}")
+        return int(text)
+
+    return read
+
+
+def port(option: str) -> Callable[[str], int]:
+    """A TCP port."""
+    return whole(option, 1, 65_535, "a TCP port")
+
+
+def pid(option: str) -> Callable[[str], int]:
+    """A process id."""
+    return whole(option, 1, 4_194_304, "a process id")
+
+
+def count(option: str) -> Callable[[str], int]:
+    """A number of connections."""
+    return whole(option, 1, MAX_CONNECTIONS, "a number of connections")
+
+
+def words(option: str) -> Callable[[str], str]:
+    """Any text but none."""
+
+    def read(text: str) -> str:
+        if not text or "\0" in text:
+            raise UsageError(f"{option}: the value is empty", "leave the option out instead")
+        return text
+
+    return read
+
+
+def exe(option: str) -> Callable[[str], str]:
+    """An executable: an absolute path, or a file name."""
+
+    def read(text: str) -> str:
+        # Relative to what? The tracer's directory is nobody else's.
+        if "/" in words(option)(text) and not os.path.isabs(text):
+            raise UsageError(
+                f"{option}: {text!r} is neither an absolute path nor a file name",
+                "`readlink /proc/PID/exe` shows the path of a process",
+            )
+        return text
+
+    return read
+
+
+def seconds(option: str) -> Callable[[str], float]:
+    """A time in seconds; all but --duration have a limit."""
+
+    def read(text: str) -> float:
+        try:
+            seconds = float(text)
+        except ValueError:
+            seconds = -1.0
+        limit = float("inf") if option == "--duration" else MAX_TIMEOUT_S
+        if not 0.001 <= seconds < float("inf") or seconds > limit:
+            raise UsageError(
+                f"{option}: {text!r} is not a time in seconds", "write for example 2.5"
+            )
+        return seconds
+
+    return read
+
+
+def ring_size(text: str) -> int:
+    """A power of two in bytes, with suffixes."""
+    matched = _SIZE.fullmatch(text)
+    if matched is None or len(text) > 16:
+        raise UsageError(f"--ring-size: {text!r} is not a size in bytes", "write for example 16M")
+    size = int(matched[1]) * _SIZE_UNITS[matched[2].upper()]
+    if size & (size - 1) or not size:
+        near = max(PAGE_BYTES, 1 << size.bit_length())
+        raise UsageError(
+            f"--ring-size: {text} is not a power of two", f"the kernel wants one; next is {near}"
+        )
+    if not PAGE_BYTES <= size <= MAX_RING_BYTES:
+        raise UsageError(
+            f"--ring-size: {text} is out of range",
+            f"{PAGE_BYTES // 1024}K to {MAX_RING_BYTES // 1024**3}G",
+        )
+    return size
+
+
+def endpoint(text: str) -> str:
+    """A URL; the rest of it is judged where the variables are, in tracer.export."""
+    if not text.strip():
+        raise UsageError("--otlp-endpoint: the value is empty", "http://HOST:4317")
+    return text
+
+
+def header(text: str) -> str:
+    """NAME=VALUE, written as the variable wants it."""
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
+        raise UsageError(
+            f"--otlp-header: {text!r} is not NAME=VALUE", "write for example x-token=secret"
+        )
+    if not value.isprintable() or not value.isascii():
+        raise UsageError(f"--otlp-header: the value of {name} is not printable ASCII", "")
+    # The variable is a W3C Baggage list: these would end or alter the value.
+    escaped = re.sub(r'[%,; "\\]', lambda found: f"%{ord(found[0]):02X}", value)
+    return f"{name}={escaped}"
+
+
+def socket(text: str) -> str:
+    """The path of a Unix socket."""
+    if not text:
+        raise UsageError("--control-socket: the value is empty", "give a path")
+    if len(os.fsencode(text)) > MAX_SOCKET_PATH:
+        raise UsageError(
+            f"--control-socket: the path is longer than {MAX_SOCKET_PATH} bytes",
+            "the kernel takes no longer name for a Unix socket",
+        )
+    return text
