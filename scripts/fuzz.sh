@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Run each libFuzzer target, tests/host/fuzz_*.c: `fuzz.sh [NAME...]`, NAME as in fuzz_NAME.c
-# and tests/corpus/NAME.
+# Run libFuzzer on the parsers, one protocol after the other: `fuzz.sh [NAME...]`, NAME as in
+# tests/host/fuzz_NAME.dict and tests/corpus/NAME.
 #
 # FUZZ_SECONDS (600) is how long each runs; CLANG (clang-19) builds it. What was found to
 # reach new code is kept in build/cache/fuzz/NAME and begun from the next time. An input that
-# fails is left in build/fuzz as NAME-crash-...; `build/fuzz/NAME FILE` runs it again.
+# fails is left in build/fuzz as NAME-crash-...; `build/fuzz/connection FILE`
+# runs it again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,9 +17,9 @@ clang=${CLANG:-clang-19}
 	exit 2
 }
 if [ $# -eq 0 ]; then
-	for source in tests/host/fuzz_*.c; do
-		name=${source#tests/host/fuzz_}
-		set -- "$@" "${name%.c}"
+	for dictionary in tests/host/fuzz_*.dict; do
+		name=${dictionary#tests/host/fuzz_}
+		set -- "$@" "${name%.dict}"
 	done
 fi
 
@@ -26,18 +27,20 @@ mkdir -p build/fuzz
 scratch=$(mktemp -d build/fuzz/run.XXXXXX)
 trap 'rm -rf "$scratch"' EXIT
 
+target=build/fuzz/connection
+"$clang" -g -O1 -Wall -Wextra -Werror -Wno-unused -Iebpf -fsanitize=fuzzer,address,undefined \
+	-fno-sanitize=function \
+	-fno-sanitize-recover=all -o "$scratch/connection" \
+	tests/host/fuzz_connection.c tests/host/parsers.c
+# In one step: another run may be using the one before.
+mv "$scratch/connection" "$target"
+
 for name in "$@"; do
-	target=build/fuzz/$name
 	kept=build/cache/fuzz/$name
 	seeds=$scratch/$name-seeds
 	mkdir -p "$kept"
 	.venv/bin/python -m tests.host.seeds "$name" "$seeds"
-	"$clang" -g -O1 -Wall -Wextra -Werror -fsanitize=fuzzer,address,undefined \
-		-fno-sanitize-recover=all -o "$scratch/$name" \
-		"tests/host/fuzz_$name.c" tests/host/parsers.c
-	# In one step: another run may be using the one before.
-	mv "$scratch/$name" "$target"
-	echo "fuzz $name: $seconds s from $(find "$seeds" -type f | wc -l) cases of the corpus" \
+	echo "fuzz $name: $seconds s from $(find "$seeds" -type f | wc -l) seeds" \
 		"and $(find "$kept" -type f | wc -l) inputs found before"
 	# No input may take 5 s, nor all that is kept 1 GiB; 4096 bytes hold several messages.
 	UBSAN_OPTIONS=print_stacktrace=1 "$target" -max_total_time="$seconds" \

@@ -48,13 +48,13 @@ class Types:
         self._btf = found.btf
         self.layout = layout_of(found)
         self.record = self.layout.record
-        self.stream = struct_dtype(self._btf, "h1_stream")
         self.segment = struct_dtype(self._btf, "host_segment")
         self.options = struct_dtype(self._btf, "host_options")
         self.result = struct_dtype(self._btf, "host_result")
-        self.state = self.enum("h1_state", "H1_")
-        self.step = self.enum("h1_step", "H1_")
-        self.outcome = self.enum("host_outcome", "HOST_")
+        self.detect = self.enum("detect", "DETECT_")
+        self.protocol = self.enum("flow_protocol", "FLOW_PROTO_")
+        self.outcome = self.enum("replay_outcome", "REPLAY_")
+        self.record_kind = self.enum("flow_kind", "FLOW_")
         self.kind = self.enum("host_kind", "HOST_")
         self.end = self.enum("flow_end", "FLOW_END_")
         self.flag = self.enum("flow_flag", "FLOW_FLAG_")
@@ -131,30 +131,29 @@ class Script:
 class Outcome:
     """What a connection came to.
 
-    records: shape (n,), dtype flow_record; request and response: names of enum host_outcome;
-    states: the streams' names of enum h1_state at the end; steps: most a segment took.
+    records: shape (n,), dtype flow_record; request and response: names of enum
+    replay_outcome; protocol: name of enum flow_protocol.
     """
 
     records: NDArray[np.void]
     in_flight: int
     request: str
     response: str
-    states: tuple[str, str]
-    steps: int
+    protocol: str
 
     def same(self, other: Outcome) -> bool:
         """Whether both tell the same, down to the bytes of the records."""
         return (
             self.records.tobytes() == other.records.tobytes()
             and (self.request, self.response) == (other.request, other.response)
-            and (self.in_flight, self.states) == (other.in_flight, other.states)
+            and (self.in_flight, self.protocol) == (other.in_flight, other.protocol)
         )
 
 
 class Parsers:
     """The library as one compiler made it."""
 
-    MOST = 1024  # records of one run
+    MOST = 16_384  # records of one run
 
     def __init__(self, path: Path) -> None:
         library = ctypes.CDLL(str(path))
@@ -170,24 +169,36 @@ class Parsers:
             ctypes.c_uint32,
             pointer,
         ]
-        self._step = library.host_step
-        self._step.restype = ctypes.c_int
-        self._step.argtypes = [pointer, pointer, ctypes.c_char_p, ctypes.c_uint32, pointer]
+        self._detect = library.host_detect
+        self._detect.restype = ctypes.c_uint32
+        self._detect.argtypes = [
+            ctypes.c_char_p,
+            ctypes.c_uint32,
+            ctypes.c_uint64,
+            ctypes.c_uint32,
+        ]
         self._records = np.zeros(self.MOST, types().record)
         self._result = np.zeros(1, types().result)
 
     def run(
-        self, script: Script, *, window: int = 0, role: str = "CLIENT", resync: bool = False
+        self,
+        script: Script,
+        *,
+        window: int = 0,
+        role: str = "CLIENT",
+        resync: bool = False,
+        old: bool = False,
     ) -> Outcome:
         """Run a connection, seen from `role`.
 
         window: fresh bytes presented at once, 0 for as many as in the kernel;
-        resync: take up again behind a refusal.
+        resync: take up again behind a refusal; old: begin in the middle of the connection.
         """
         names = types()
         assert window <= names.window
         options = np.zeros(1, names.options)
         options["window"], options["resync"] = window or names.window, resync
+        options["old"] = old
         options["role"] = names.role[role]
         segments = np.ascontiguousarray(script.segments)
         self._run(
@@ -206,30 +217,30 @@ class Parsers:
             in_flight=int(result["in_flight"]),
             request=names.outcome(result["request"]).name,
             response=names.outcome(result["response"]).name,
-            states=(
-                names.state(result["request_state"]).name,
-                names.state(result["response_state"]).name,
-            ),
-            steps=int(result["most_steps"]),
+            protocol=names.protocol(result["protocol"]).name,
         )
 
-    def step(
-        self, stream: NDArray[np.void], record: NDArray[np.void], data: bytes
-    ) -> tuple[int, int]:
-        """One step over up to a window's bytes, changing both arrays: enum h1_step, `pos`."""
-        assert len(data) <= types().window
-        pos = np.zeros(1, np.uint32)
-        result = self._step(
-            stream.ctypes.data, record.ctypes.data, data, len(data), pos.ctypes.data
-        )
-        return int(result), int(pos[0])
+    def detect(self, data: bytes, total: int = 0, fresh: bool = True) -> tuple[str, str]:
+        """What first bytes speak: names of enum flow_protocol and enum detect."""
+        data = data[: types().window]
+        found = self._detect(data, len(data), max(total, len(data)), fresh)
+        return types().protocol(found >> 8).name, types().detect(found & 0xFF).name
 
 
 @cache
 def parsers(compiler: str = "gcc") -> Parsers:
     """The library built by "gcc" or "clang"."""
     command = clang() if compiler == "clang" else compiler
-    flags = ["-g", "-O2", "-std=gnu11", "-fPIC", "-shared"]
+    flags = [
+        "-g",
+        "-O2",
+        "-std=gnu11",
+        "-fPIC",
+        "-shared",
+        "-Wl,-Bsymbolic",
+        "-Wno-unused",
+        f"-I{ROOT}/ebpf",
+    ]
     return Parsers(build(f"parsers.{compiler}.so", command, *flags, str(HERE / "parsers.c")))
 
 

@@ -6,7 +6,8 @@
 #ifndef WIRESPAN_HOST_PARSERS_H
 #define WIRESPAN_HOST_PARSERS_H
 
-#include "../../ebpf/protocols/http1.h"
+#include "../../ebpf/protocols/parser.h"
+#include "../../ebpf/replay.h"
 
 enum host_kind {
 	HOST_BYTES = 0,	 /* seen by the tracer */
@@ -14,19 +15,8 @@ enum host_kind {
 	HOST_CLOSE = 2,	 /* the sender of this direction closed the connection */
 };
 
-/* What became of a stream: the first thing that went wrong with it, if any did. */
-enum host_outcome {
-	HOST_WELL = 0,
-	HOST_OTHER = 1,	  /* the connection speaks something else: nothing of it is read */
-	HOST_TUNNEL = 2,  /* it speaks something else from here on: 101, or 2xx to CONNECT */
-	HOST_INVALID = 3, /* a message that HTTP/1 does not allow */
-	HOST_GAP = 4,	  /* unseen bytes where they mattered */
-	HOST_ORPHAN = 5,  /* a response to no request */
-	HOST_BROKEN = 6,  /* the parser itself is wrong: no progress, or too much left over */
-};
-
 enum host_limit {
-	HOST_WINDOW = H1_WINDOW, /* most fresh bytes the kernel looks at in one go */
+	HOST_WINDOW = WINDOW, /* most fresh bytes the kernel looks at in one go */
 };
 
 struct host_segment {
@@ -38,20 +28,20 @@ struct host_segment {
 };
 
 struct host_options {
-	__u32 window; /* most fresh bytes presented at once, 1 to H1_WINDOW */
+	__u32 window; /* most fresh bytes presented at once, 1 to WINDOW */
 	__u8 role;    /* enum flow_role: which side looks on */
-	__u8 resync;  /* a lost request stream takes up again at a segment, as in the kernel */
-	__u16 pad;
+	__u8 resync;  /* a lost stream takes up again at a segment, as in the kernel */
+	__u8 old;     /* the connection is older than the tracer */
+	__u8 pad;
 };
 
 struct host_result {
-	__u32 records;	  /* exchanges that ended */
-	__u32 in_flight;  /* requests begun and not ended by a response or a close */
-	__u32 most_steps; /* most parser steps that one segment took */
-	__u8 request;	  /* enum host_outcome */
+	__u32 records;	 /* that were handed over */
+	__u32 in_flight; /* requests begun and not ended by a response or a close */
+	__u8 request;	 /* enum replay_outcome */
 	__u8 response;
-	__u8 request_state; /* enum h1_state at the end */
-	__u8 response_state;
+	__u8 protocol; /* enum flow_protocol; 0: none, or given up */
+	__u8 pad;
 };
 
 /*
@@ -62,7 +52,7 @@ void host_run(const __u8 *bytes, const struct host_segment *segments, __u32 n,
 	      const struct host_options *options, struct flow_record *out, __u32 most,
 	      struct host_result *result);
 
-/* Take one step of a stream over n <= H1_WINDOW fresh bytes; `pos` says how far it came. */
-int host_step(struct h1_stream *s, struct flow_record *r, const __u8 *bytes, __u32 n, __u32 *pos);
+/* What the first n <= WINDOW of `total` bytes speak: enum flow_protocol << 8 | enum detect. */
+__u32 host_detect(const __u8 *bytes, __u32 n, __u64 total, __u32 fresh);
 
 #endif
