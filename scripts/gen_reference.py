@@ -2,8 +2,8 @@
 """Generate docs/reference/: no argument writes, --check compares.
 
 cli.md comes from --help, losses.md from the table of losses, http1.md from the docstring
-of the module that makes the spans. Run by the project's own Python:
-`.venv/bin/python scripts/gen_reference.py`.
+of the module that makes the spans; the other pages are written by hand. Run by the
+project's own Python: `.venv/bin/python scripts/gen_reference.py`.
 """
 
 from __future__ import annotations

@@ -26,9 +26,20 @@ group_test() {
 	need_command nginx nginx
 	need_command haproxy haproxy
 	need_command node nodejs
+	need_command npm npm
+	need_command javac default-jdk-headless
+	need_command mvn maven
 	need_command wrk wrk
 	need_command curl curl
+	need_command h2load nghttp2-client
 	need_command openssl openssl
+	need_command tcpdump tcpdump
+	need_command mariadbd mariadb-server
+	need_command redis-server redis-server
+	need_command redis-cli redis-tools
+	need_command psql postgresql-client
+	compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql
+	need_command patchelf patchelf
 }
 
 # Also part of `make test`: libFuzzer and the sanitizers.
@@ -56,12 +67,16 @@ hold_services() {
 }
 
 disable_services() {
-	local service now=()
+	local pair now=()
 	command -v systemctl >/dev/null || return 0
 	# A policy-rc.d of this machine's own may have allowed the start.
 	[ ! -d /run/systemd/system ] || now=(--now)
-	for service in nginx haproxy; do
-		case " $* " in *" $service "*) systemctl --quiet disable "${now[@]}" $service || true ;; esac
+	# Package and its service.
+	for pair in nginx/nginx haproxy/haproxy mariadb-server/mariadb postgresql/postgresql \
+		redis-server/redis-server; do
+		case " $* " in
+		*" ${pair%/*} "*) systemctl --quiet disable "${now[@]}" "${pair#*/}" || true ;;
+		esac
 	done
 }
 

@@ -20,7 +20,6 @@ def other_protocols() -> dict[str, tuple[bytes, bytes]]:
     rng = random.Random(1)
     hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + rng.randbytes(500)
     return {
-        "RESP": (b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n", b"$5\r\nvalue\r\n"),
         "inline Redis": (b"GET key\r\n", b"$5\r\nvalue\r\n"),
         "memcached": (b"get key\r\n", b"VALUE key 0 2\r\nab\r\nEND\r\n"),
         "TLS": (hello, b"\x16\x03\x03\x00\x7a\x02\x00\x00\x76" + rng.randbytes(200)),
