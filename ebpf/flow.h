@@ -190,9 +190,8 @@ enum flow_count {
 	FLOW_COUNT_RETRIED = 7,	     /* sends that repeated bytes already seen */
 	FLOW_COUNT_ENCRYPTED = 8, /* connections that went on encrypted: TLS of MySQL, PostgreSQL */
 	FLOW_COUNT_COMPRESSED = 9, /* connections that went on compressed */
-	FLOW_COUNT_LEFT =
-		10, /* connections left alone from some point on: subscriptions, replication */
-	FLOW_COUNT_UPGRADED = 11, /* connections that HTTP/1 handed over: 101, or 2xx to CONNECT */
+	FLOW_COUNT_LEFT = 10,	   /* connections left alone: subscriptions, replication */
+	FLOW_COUNT_UPGRADED = 11,  /* connections that HTTP/1 handed over: 101, or 2xx to CONNECT */
 	FLOW_COUNTS = 12,
 };
 
