@@ -308,10 +308,22 @@ static __always_inline void notice_unseen_answer(struct conn *c, struct io *io)
 		c->tx_seq = at;
 }
 
+/* Whose this I/O is. */
+static __always_inline void tell_process(struct io *io, struct flow_record *r)
+{
+	void *task = (void *)bpf_get_current_task();
+
+	r->tgid = io->pid_tgid >> 32;
+	r->task_start_ns = LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
+				start_boottime);
+	r->cgroup_id = bpf_get_current_cgroup_id();
+	/* bpf_get_current_comm() takes 0.1 us, for it goes byte by byte */
+	bpf_core_read(r->comm, sizeof(r->comm), &((struct task_struct *)task)->comm);
+}
+
 static __always_inline void begin_request(struct conn *c, struct io *io)
 {
 	struct pipelined_key key = { .sk = io->sk };
-	void *task = (void *)bpf_get_current_task();
 	struct flow_record *r = &c->rec;
 	__u32 flags = c->rec.flags & FLOW_FLAG_IDS_PRIVATE;
 
@@ -358,17 +370,12 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	r->flags = flags;
 	r->truncated = 0;
 	r->text_len = 0;
-	r->tgid = io->pid_tgid >> 32;
 	r->request_tid = (__u32)io->pid_tgid;
 	r->response_tid = 0;
 	r->kind = FLOW_EXCHANGE;
 	r->end = 0;
 	r->version = 0;
-	r->task_start_ns = LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
-				start_boottime);
-	r->cgroup_id = bpf_get_current_cgroup_id();
-	/* bpf_get_current_comm() takes 0.1 us, for it goes byte by byte */
-	bpf_core_read(r->comm, sizeof(r->comm), &((struct task_struct *)task)->comm);
+	tell_process(io, r);
 	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
 }
 
@@ -650,6 +657,15 @@ static __always_inline int present(struct conn *c, struct io *io, struct stream 
 	return 1;
 }
 
+/* Count a connection once no other protocol can be meant. */
+static __always_inline void confirm(struct conn *c)
+{
+	if (c->t.sure && !c->confirmed) {
+		c->confirmed = 1;
+		count(FLOW_COUNT_CONNS, 1);
+	}
+}
+
 #include "streams.bpf.h"
 
 /* No more responses will come, whatever the protocol. */
@@ -701,9 +717,9 @@ static __always_inline void decided(struct conn *c, struct io *io, int found)
 	c->t.resp.response = 1;
 	c->t.old = !io->fresh; /* as the detector was told */
 	c->t.req.state = io->request || !c->t.old ? STATE_START : STATE_SYNC;
-	c->t.resp.state = io->request && found >> 8 != FLOW_PROTO_HTTP2 ? STATE_SYNC : STATE_START;
-	if (c->t.old && io->request)
-		c->t.resp.state = STATE_SYNC;
+	/* a response is waited for when a request begins; HTTP/2 servers need none to begin */
+	if (!io->request || (c->rec.protocol == FLOW_PROTO_HTTP2 && !c->t.old))
+		c->t.resp.state = STATE_START;
 	c->upgraded = 0;
 	if (c->is_tcp)
 		c->base = sock_first_seq(io, c->role == FLOW_SERVER);
@@ -787,10 +803,7 @@ __noinline int advance(struct conn *c, struct io *io)
 			return 1;
 		result = steps(c, s, io, record_of(c, io));
 	}
-	if (c->t.sure && !c->confirmed) {
-		c->confirmed = 1;
-		count(FLOW_COUNT_CONNS, 1);
-	}
+	confirm(c);
 	if (result == STEP_MORE) {
 		io_carry(io, s);
 		return 1;

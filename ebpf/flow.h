@@ -139,7 +139,7 @@ struct flow_record {
 	__u32 flags;	     /* enum flow_flag */
 	__u32 status;	     /* HTTP status code; 0 where no response came */
 	__u32 code; /* HTTP/2: error code of RST_STREAM; databases: the server's error number */
-	__u32 stream_id;	 /* HTTP/2: stream; MySQL: prepared statement; FLOW_PART: number */
+	__u32 stream_id;	 /* HTTP/2: stream; MySQL: prepared statement; PostgreSQL: Sync */
 	__u32 request_messages;	 /* gRPC: whole messages; Redis: arguments of the command */
 	__u32 response_messages; /* gRPC: whole messages */
 	__u8 local_addr[16];	 /* network order; IPv4 in the first four bytes */

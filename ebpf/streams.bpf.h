@@ -145,10 +145,16 @@ __noinline int block_emit(struct conn *c, struct io *io, __u32 more)
 	return 0;
 }
 
+/* The I/O ends within a block. */
+static __always_inline void block_flush(struct conn *c, struct io *io, struct stream *s)
+{
+	if (io->spare.text_len && s->flags & H2_BLOCK_OPEN)
+		block_emit(c, io, 1);
+}
+
 /* HEADERS of a client on a stream not seen before. */
 static __always_inline void stream_begin_request(struct conn *c, struct io *io, struct stream *s)
 {
-	void *task = (void *)bpf_get_current_task();
 	struct stream_entry e = {};
 	struct stream_key key = { .sk = io->sk, .id = s->own[H2_STREAM] };
 
@@ -167,15 +173,8 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 		return;
 	}
 	c->open++;
-	if (c->rec.tgid != io->pid_tgid >> 32) {
-		c->rec.tgid = io->pid_tgid >> 32;
-		c->rec.task_start_ns =
-			LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
-			     start_boottime);
-		c->rec.cgroup_id = bpf_get_current_cgroup_id();
-		bpf_core_read(c->rec.comm, sizeof(c->rec.comm),
-			      &((struct task_struct *)task)->comm);
-	}
+	if (c->rec.tgid != io->pid_tgid >> 32)
+		tell_process(io, &c->rec);
 }
 
 /* A frame's header was read. */
@@ -267,8 +266,7 @@ __noinline int streams_heard(struct conn *c, struct io *io, __u32 result)
 	s = io->request ? &c->t.req : &c->t.resp;
 	switch (result) {
 	case STEP_MORE:
-		if (io->spare.text_len && s->flags & H2_BLOCK_OPEN)
-			block_emit(c, io, 1);
+		block_flush(c, io, s);
 		io_carry(io, s);
 		return io->left != 0;
 	case STEP_BEGIN:
@@ -315,8 +313,7 @@ static __always_inline int streams_advance(struct conn *c, struct io *io)
 		__u64 n = pass_bytes(io, s->skip);
 
 		if (!n) {
-			if (io->spare.text_len && s->flags & H2_BLOCK_OPEN)
-				block_emit(c, io, 1);
+			block_flush(c, io, s);
 			return more_pieces(io);
 		}
 		streams_passed(c, io, s, n);
@@ -325,10 +322,7 @@ static __always_inline int streams_advance(struct conn *c, struct io *io)
 	if (!present(c, io, s) && (io->unread || s->state == STATE_SYNC))
 		return 0;
 	result = http2_one(c, io);
-	if (c->t.sure && !c->confirmed) {
-		c->confirmed = 1;
-		count(FLOW_COUNT_CONNS, 1);
-	}
+	confirm(c);
 	return streams_heard(c, io, result);
 }
 

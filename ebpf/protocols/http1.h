@@ -44,28 +44,13 @@ enum h1_flag {
 	H1_CODED = 4,	   /* Transfer-Encoding was seen */
 };
 
-#define H1_ONES 0x0101010101010101ULL
-#define H1_HIGH 0x8080808080808080ULL
-
-/* The high bit of each byte below n (n <= 128), exact for the lowest such byte. */
-static __always_inline __u64 h1_below(__u64 word, __u64 n)
-{
-	return (word - H1_ONES * n) & ~word & H1_HIGH;
-}
-
-/* Index of the lowest byte marked by h1_below (which must have marked one). */
-static __always_inline __u32 h1_index(__u64 marks)
-{
-	return (__u32)(((((marks - 1) & ~marks) & H1_ONES) * H1_ONES) >> 56) - 1;
-}
-
 /* ASCII letters to lower case; leaves digits, '-' and ':' as they are. */
 static __always_inline __u64 h1_lower(__u64 word)
 {
-	__u64 heptets = word & ~H1_HIGH;
-	__u64 above_z = heptets + H1_ONES * (0x7f - 'Z');
-	__u64 from_a = heptets + H1_ONES * (0x80 - 'A');
-	__u64 upper = (from_a & ~above_z & ~word & H1_HIGH) >> 2;
+	__u64 heptets = word & ~WORD_HIGH;
+	__u64 above_z = heptets + WORD_ONES * (0x7f - 'Z');
+	__u64 from_a = heptets + WORD_ONES * (0x80 - 'A');
+	__u64 upper = (from_a & ~above_z & ~word & WORD_HIGH) >> 2;
 
 	return word | upper;
 }
@@ -263,11 +248,11 @@ static __always_inline int h1_keep(struct stream *s, struct flow_record *r, stru
 
 	for (i = 0; i < STRIDE && n == 8; i++) {
 		__u64 word = window_load(w, pos);
-		__u64 marks = h1_below(word, stop);
+		__u64 marks = word_below(word, stop);
 		__u32 kept;
 
 		if (marks)
-			n = h1_index(marks);
+			n = word_index(marks);
 		if (n > w->end - pos)
 			n = w->end - pos;
 		kept = n;
@@ -440,34 +425,17 @@ static __always_inline int h1_name_may_match(__u64 w0, int response)
 
 static __always_inline int h1_has_lf(__u64 word)
 {
-	word ^= H1_ONES * '\n';
-	return h1_below(word, 1) != 0;
+	return word_equal(word, '\n') != 0;
 }
 
 /* Pass over the rest of a line. */
 static __always_inline enum step h1_step_line(struct stream *s, struct window *w)
 {
-	__u32 pos = w->pos, i;
+	enum step step = window_line(s, w);
 
-	for (i = 0; i < STRIDE; i++) {
-		__u64 marks = h1_below(window_load(w, pos) ^ (H1_ONES * '\n'), 1);
-
-		if (marks) {
-			/* behind the window's end stand zeros: it lies before */
-			w->pos = pos + h1_index(marks) + 1;
-			s->state = s->next;
-			if (s->state == H1_CHUNK)
-				s->skip = s->number;
-			return STEP_AGAIN;
-		}
-		pos += 8;
-		if (pos >= w->end) {
-			w->pos = w->end;
-			return STEP_MORE;
-		}
-	}
-	w->pos = pos;
-	return STEP_AGAIN;
+	if (s->state == H1_CHUNK)
+		s->skip = s->number;
+	return step;
 }
 
 /* Start of a field or trailer line. Trailers are all passed over. */

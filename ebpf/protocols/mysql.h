@@ -396,18 +396,16 @@ static __always_inline enum step mysql_string(struct talk *t, struct stream *s,
 	if (n > 8 * STRIDE)
 		n = 8 * STRIDE;
 	for (i = 0; i < STRIDE; i++) {
-		__u64 word = window_load(w, w->pos + 8 * i), at;
-		__u64 marks = (word - 0x0101010101010101ULL) & ~word & 0x8080808080808080ULL;
+		__u64 marks = word_equal(window_load(w, w->pos + 8 * i), 0);
+		__u32 at;
 
 		if (8 * i >= n)
 			break;
 		if (!marks)
 			continue;
-		at = ((((marks - 1) & ~marks) & 0x0101010101010101ULL) * 0x0101010101010101ULL) >>
-		     56;
-		at += 8 * i;
-		if (at <= n) {
-			n = at - 1;
+		at = word_index(marks) + 8 * i;
+		if (at < n) {
+			n = at;
 			found = 1;
 		}
 		break;

@@ -109,6 +109,26 @@ struct word {
 	 (__u64)(f) << 40 | (__u64)(g) << 48 | (__u64)(h) << 56)
 /* The first n bytes of a word. */
 #define LOW_BYTES(n) ((n) >= 8 ? ~0ULL : (1ULL << (8 * (n))) - 1)
+#define WORD_ONES 0x0101010101010101ULL
+#define WORD_HIGH 0x8080808080808080ULL
+
+/* The high bit of each byte below n (n <= 128), exact for the lowest such byte. */
+static __always_inline __u64 word_below(__u64 word, __u64 n)
+{
+	return (word - WORD_ONES * n) & ~word & WORD_HIGH;
+}
+
+/* The high bit of each byte equal to c, exact for the lowest such byte. */
+static __always_inline __u64 word_equal(__u64 word, __u8 c)
+{
+	return word_below(word ^ WORD_ONES * c, 1);
+}
+
+/* Index of the lowest byte marked by either (there must be one). */
+static __always_inline __u32 word_index(__u64 marks)
+{
+	return (__u32)(((((marks - 1) & ~marks) & WORD_ONES) * WORD_ONES) >> 56) - 1;
+}
 
 /* Eight bytes at `at`, little-endian; zeros behind the window's end. */
 static __always_inline __u64 window_load(const struct window *w, __u32 at)
@@ -124,6 +144,30 @@ static __always_inline __u8 window_byte(const struct window *w, __u32 at)
 static __always_inline __u32 window_left(const struct window *w)
 {
 	return w->end - w->pos;
+}
+
+/* Pass over the rest of a line; behind its LF the state is stream.next. */
+static __always_inline enum step window_line(struct stream *s, struct window *w)
+{
+	__u32 pos = w->pos, i;
+
+	for (i = 0; i < STRIDE; i++) {
+		__u64 marks = word_equal(window_load(w, pos), '\n');
+
+		if (marks) {
+			/* behind the window's end stand zeros: it lies before */
+			w->pos = pos + word_index(marks) + 1;
+			s->state = s->next;
+			return STEP_AGAIN;
+		}
+		pos += 8;
+		if (pos >= w->end) {
+			w->pos = w->end;
+			return STEP_MORE;
+		}
+	}
+	w->pos = pos;
+	return STEP_AGAIN;
 }
 
 /* Begin to keep a string in a slot: at most `most` bytes of it, over all parts. */

@@ -88,14 +88,13 @@ static __always_inline int pg_header(const struct window *w, __u8 *type, __u32 *
 /* Bytes before the first NUL at `at`, at most 8 * STRIDE and those of the window. */
 static __always_inline __u32 pg_string(const struct window *w, __u32 at)
 {
-	const __u64 ones = 0x0101010101010101ULL, high = 0x8080808080808080ULL;
 	__u32 n = 0, left = w->end - at, i;
 
 	for (i = 0; i < STRIDE; i++) {
-		__u64 word = window_load(w, at + n), marks = (word - ones) & ~word & high;
+		__u64 marks = word_equal(window_load(w, at + n), 0);
 
 		if (marks) {
-			n += (__u32)(((((marks - 1) & ~marks) & ones) * ones) >> 56) - 1;
+			n += word_index(marks);
 			break;
 		}
 		n += 8;

@@ -58,22 +58,7 @@ enum redis_kind {
  * response: [0] the byte besides CR and LF that ends what is kept of an error.
  */
 
-#define REDIS_ONES 0x0101010101010101ULL
-#define REDIS_HIGH 0x8080808080808080ULL
 #define REDIS_LOWER 0x2020202020202020ULL
-
-/* The high bit of each byte equal to c, exact for the lowest such byte. */
-static __always_inline __u64 redis_equal(__u64 word, __u8 c)
-{
-	word ^= REDIS_ONES * c;
-	return (word - REDIS_ONES) & ~word & REDIS_HIGH;
-}
-
-/* Index of the lowest byte marked (there must be one). */
-static __always_inline __u32 redis_index(__u64 marks)
-{
-	return (__u32)(((((marks - 1) & ~marks) & REDIS_ONES) * REDIS_ONES) >> 56) - 1;
-}
 
 static __always_inline int redis_is_digit(__u8 c)
 {
@@ -252,29 +237,6 @@ static __always_inline void redis_skip(struct stream *s, struct window *w)
 	s->skip = s->length;
 }
 
-/* Pass over the rest of a line. */
-static __always_inline enum step redis_line(struct stream *s, struct window *w)
-{
-	__u32 pos = w->pos, i;
-
-	for (i = 0; i < STRIDE; i++) {
-		__u64 marks = redis_equal(window_load(w, pos), '\n');
-
-		if (marks) {
-			w->pos = pos + redis_index(marks) + 1;
-			s->state = s->next;
-			return STEP_AGAIN;
-		}
-		pos += 8;
-		if (pos >= w->end) {
-			w->pos = w->end;
-			return STEP_MORE;
-		}
-	}
-	w->pos = pos;
-	return STEP_AGAIN;
-}
-
 /* Keep what is to be kept of `length` bytes and pass over the others. */
 static __always_inline enum step redis_keep(struct stream *s, struct flow_record *r,
 					    struct window *w)
@@ -328,9 +290,9 @@ static __always_inline enum step redis_name(struct stream *s, struct flow_record
 			r->request_messages = 1;
 		keep_begin(s, FLOW_TEXT_DATABASE, REDIS_INDEX_MAX);
 		/* nothing but an index is kept */
-		w0 ^= REDIS_ONES * '0';
+		w0 ^= WORD_ONES * '0';
 		if (n > REDIS_INDEX_MAX ||
-		    ((w0 | (w0 + REDIS_ONES * (0x80 - 10))) & LOW_BYTES(n) & REDIS_HIGH)) {
+		    ((w0 | (w0 + WORD_ONES * (0x80 - 10))) & LOW_BYTES(n) & WORD_HIGH)) {
 			redis_skip(s, w);
 			return STEP_AGAIN;
 		}
@@ -514,7 +476,7 @@ static __always_inline enum step redis_element(struct stream *s, struct window *
 	case '#':
 	case '(':
 		s->state = REDIS_LINE;
-		return redis_line(s, w);
+		return window_line(s, w);
 	}
 	if (!redis_is_type(c))
 		return STEP_INVALID;
@@ -565,17 +527,17 @@ static __always_inline enum step redis_error(struct stream *s, struct flow_recor
 
 	/* "ERR unknown command 'x', with args beginning with: ": arguments are not kept */
 	if (!s->own[0]) {
-		if (window_left(w) < 8 && !redis_equal(word, '\n'))
+		if (window_left(w) < 8 && !word_equal(word, '\n'))
 			return STEP_MORE;
 		s->own[0] = word == WORD('E', 'R', 'R', ' ', 'u', 'n', 'k', 'n') ? ',' : '\r';
 	}
 	for (i = 0; i < STRIDE; i++) {
 		word = window_load(w, w->pos + n);
-		marks = redis_equal(word, '\r') | redis_equal(word, '\n') |
-			redis_equal(word, (__u8)s->own[0]);
+		marks = word_equal(word, '\r') | word_equal(word, '\n') |
+			word_equal(word, (__u8)s->own[0]);
 
 		if (marks) {
-			n += redis_index(marks);
+			n += word_index(marks);
 			break;
 		}
 		n += 8;
@@ -596,7 +558,7 @@ static __always_inline enum step redis_error(struct stream *s, struct flow_recor
 		return STEP_MORE;
 	}
 	s->state = REDIS_LINE;
-	return redis_line(s, w);
+	return window_line(s, w);
 }
 
 /* Between messages. */
@@ -675,7 +637,7 @@ static __always_inline enum step redis_step(struct talk *t, struct stream *s, st
 	case REDIS_KEEP:
 		return redis_keep(s, r, w);
 	case REDIS_LINE:
-		step = redis_line(s, w);
+		step = window_line(s, w);
 		break;
 	case REDIS_INLINE:
 		return redis_inline(s, w);

@@ -29,14 +29,13 @@ Source: https://opentelemetry.io/docs/specs/semconv/db/database-spans/.
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from functools import lru_cache
 from typing import NamedTuple
 
 from tracer.flow import End, Family, Role
 from tracer.protocols.base import Settings
 from tracer.protocols.http1_shape import FAILURES, FIRST_BYTE, PEER_PORT, THREAD, Outcome
+from tracer.protocols.network import address_of, transport_of
 from tracer.spans import (
     KIND_CLIENT,
     KIND_SERVER,
@@ -61,7 +60,6 @@ RETURNING = frozenset(
 AFFECTING = frozenset("INSERT UPDATE DELETE REPLACE MERGE COPY LOAD".split())
 
 _INVALID = Outcome("invalid_response", "the response was not what the protocol allows")
-_V4_MAPPED = bytes(10) + b"\xff\xff"
 # A quotation mark, but for the one of "doesn't".
 _QUOTE = r"""(?:"|(?<!n)'|'(?!t\b))"""
 _QUOTED = re.compile(rf"{_QUOTE}.*{_QUOTE}", re.DOTALL)
@@ -190,8 +188,8 @@ def _network(
         server = facts.unix_path
         peer, local = ("", server) if ends.server else (server, "")
     else:
-        peer = _address(ends.family, ends.remote_address)
-        local = _address(ends.family, ends.local_address)
+        peer = address_of(ends.family, ends.remote_address)
+        local = address_of(ends.family, ends.local_address)
         server = local if ends.server else peer
     half = "server.address" in cut
     if server:
@@ -212,10 +210,7 @@ def _network(
             attributes.append(("network.peer.port", ends.server_port))
     if local and "network.local.address" in wanted:
         attributes.append(("network.local.address", local))
-    if "network.transport" in wanted:
-        attributes.append(("network.transport", "unix" if unix else "tcp"))
-    if peer and not unix and "network.type" in wanted:
-        attributes.append(("network.type", "ipv6" if ":" in peer else "ipv4"))
+    attributes += transport_of(unix, peer, wanted)
 
 
 def masked_message(message: str, cut: bool) -> str:
@@ -232,15 +227,3 @@ def _joined(first: str, second: str) -> str:
     """Put two strings behind one another, unless that is too long for a name."""
     joined = f"{first} {second}" if first else second
     return joined if len(joined) <= MAX_NAME else first or second[:MAX_NAME]
-
-
-@lru_cache(maxsize=4096)
-def _address(family: int, packed: bytes) -> str:
-    """Return an IP address as text; IPv6 that only wraps IPv4 as IPv4. "" for other families."""
-    if family == Family.INET:
-        return str(ipaddress.IPv4Address(packed[:4]))
-    if family != Family.INET6:
-        return ""
-    if packed.startswith(_V4_MAPPED):
-        return str(ipaddress.IPv4Address(packed[12:]))
-    return str(ipaddress.IPv6Address(packed))

@@ -30,15 +30,14 @@ Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import quote
 
 from tracer.flow import End, Family, Method, Role, Slot
 from tracer.protocols.base import Settings
 from tracer.protocols.http1_target import REDACTED, TargetClass
+from tracer.protocols.network import address_of, transport_of
 from tracer.spans import (
     KIND_CLIENT,
     KIND_SERVER,
@@ -68,7 +67,6 @@ _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 _HTTP2 = 20
 # Head.method of a request whose method isn't known.
 METHOD_UNKNOWN = -1
-_V4_MAPPED = bytes(10) + b"\xff\xff"
 
 
 class Outcome(NamedTuple):
@@ -301,7 +299,7 @@ def server_of(head: Head, target: TargetClass | None) -> Server:
         url_scheme = scheme if head.server else "http+unix"
         half = head.cut(Slot.UNIX_PATH)
         return Server(head.unix_path, None, url_scheme, quote(head.unix_path, safe=""), half)
-    address = _address(head.family, head.local_address if head.server else head.remote_address)
+    address = address_of(head.family, head.local_address if head.server else head.remote_address)
     authority = f"[{address}]" if ":" in address else address
     if head.server_port != _DEFAULT_PORTS.get(scheme):
         authority += f":{head.server_port}"
@@ -325,8 +323,8 @@ def network(
         if head.cut(Slot.UNIX_PATH) and peer:
             cut.append("network.peer.address")
     else:
-        peer = _address(head.family, head.remote_address)
-        local = _address(head.family, head.local_address)
+        peer = address_of(head.family, head.remote_address)
+        local = address_of(head.family, head.local_address)
 
     if head.server:
         client, client_port = _forwarded_for(head)
@@ -350,10 +348,7 @@ def network(
         attributes.append(("network.local.address", local))
     if local and not unix and "network.local.port" in wanted:
         ints.append(IntColumn("network.local.port", LOCAL_PORT))
-    if "network.transport" in wanted:
-        attributes.append(("network.transport", "unix" if unix else "tcp"))
-    if peer and not unix and "network.type" in wanted:
-        attributes.append(("network.type", "ipv6" if ":" in peer else "ipv4"))
+    attributes += transport_of(unix, peer, wanted)
     if head.version:
         major, minor = divmod(head.version, 10)
         # As ALPN has it: HTTP/2 is without a minor version.
@@ -378,18 +373,6 @@ def _host_port(text: str) -> tuple[str, int | None]:
         return (match[1] or match[2] if match else text), None
     port = int(match[3])
     return (match[1] or match[2], port) if port < 1 << 16 else (text, None)
-
-
-@lru_cache(maxsize=4096)
-def _address(family: int, packed: bytes) -> str:
-    """Return an IP address as text; IPv6 that only wraps IPv4 as IPv4. "" for other families."""
-    if family == Family.INET:
-        return str(ipaddress.IPv4Address(packed[:4]))
-    if family != Family.INET6:
-        return ""
-    if packed.startswith(_V4_MAPPED):
-        return str(ipaddress.IPv4Address(packed[12:]))
-    return str(ipaddress.IPv6Address(packed))
 
 
 def text_of(raw: bytes) -> str:
