@@ -33,14 +33,33 @@ static __always_inline struct flow_record *slot_of(struct conn *c, __u64 sk, __u
 	return bpf_map_lookup_elem(&pipelined, &key);
 }
 
-static __always_inline void slot_free(struct conn *c, __u64 sk, __u32 index)
+static __always_inline struct stream_entry *stream_of(__u64 sk, __u32 id)
+{
+	struct stream_key key = { .sk = sk, .id = id };
+
+	return bpf_map_lookup_elem(&streams, &key);
+}
+
+#include "link.bpf.h"
+
+/* Request `index` is over: its slot, and whom it counted for. */
+__noinline int slot_free(struct conn *c, __u64 sk, __u32 index)
 {
 	struct pipelined_key key = { .sk = sk, .index = index };
+	struct flow_record *r;
 
+	if (!c)
+		return 0;
+	r = cfg_link ? slot_of(c, sk, index) : NULL;
+	if (r && r->flags & FLOW_FLAG_IN_HAND)
+		link_served(sk, index, exchange_id(r), r->request_tid, r->calls);
+	else if (r && r->parent && index == c->inline_index)
+		link_calls(&c->cause, 0);
 	if (index == c->inline_index)
 		c->inline_index = ~0U;
 	else
 		bpf_map_delete_elem(&pipelined, &key);
+	return 0;
 }
 
 /*
@@ -370,6 +389,9 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	r->flags = flags;
 	r->truncated = 0;
 	r->text_len = 0;
+	r->parent = 0;
+	r->evidence = 0;
+	r->calls = 0;
 	r->request_tid = (__u32)io->pid_tgid;
 	r->response_tid = 0;
 	r->kind = FLOW_EXCHANGE;
@@ -377,6 +399,13 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	r->version = 0;
 	tell_process(io, r);
 	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
+	if (c->role == FLOW_CLIENT && r == &c->rec) {
+		r->evidence = link_call(io, c->rec.protocol, 0, exchange_id(r));
+		if (r->evidence) {
+			r->parent = io->cause.id;
+			c->cause = io->cause;
+		}
+	}
 }
 
 static __always_inline void begin_response(struct conn *c, struct io *io)
@@ -405,6 +434,23 @@ static __always_inline void begin_response(struct conn *c, struct io *io)
 		r->response_seq = io->seq - (io->win.end - io->win.pos);
 		r->response_tid = (__u32)io->pid_tgid;
 	}
+	if (c->role == FLOW_CLIENT && r == &c->rec) {
+		if (r->parent)
+			link_heard(io, &c->cause);
+		else if (r->evidence == FLOW_EVIDENCE_WAKEUP)
+			link_answered(io, exchange_id(r));
+	}
+}
+
+/* A server has read the head of a request. */
+static __always_inline void serve(struct conn *c, struct io *io, struct flow_record *r)
+{
+	if (c->role != FLOW_SERVER || c->rec.protocol != FLOW_PROTO_HTTP1 || r == &io->spare ||
+	    r->flags & FLOW_FLAG_IN_HAND)
+		return;
+	r->request_tid = (__u32)io->pid_tgid;
+	if (link_serve(io, c->started - 1, exchange_id(r), 1))
+		r->flags |= FLOW_FLAG_IN_HAND;
 }
 
 static __always_inline void end_request(struct conn *c, struct io *io)
@@ -420,6 +466,7 @@ static __always_inline void end_request(struct conn *c, struct io *io)
 	r->request_end_ns = io->end_ns;
 	r->request_body_bytes = c->t.req.body_bytes;
 	c->t.req.head = 0;
+	serve(c, io, r);
 }
 
 /* A request that gets no response: it is over if none is in flight before it. */
@@ -566,6 +613,8 @@ static __always_inline int heard(struct conn *c, struct io *io, struct stream *s
 	case STEP_HEAD_END:
 		if (s->skip == SKIP_ALL)
 			r->end_ns = io->end_ns; /* if nothing follows */
+		if (io->request)
+			serve(c, io, r);
 		return 1;
 	case STEP_TUNNEL:
 		end_response(c, io, FLOW_END_UPGRADE);
@@ -734,6 +783,8 @@ static __always_inline int decide(struct conn *c, struct io *io)
 	if (!present(c, io, s))
 		return 0;
 	found = detect(io, c->fresh || c->upgraded || !c->is_tcp);
+	if (!found && !c->is_tcp && !c->upgraded) /* as recognise() */
+		found = detect(io, 0);
 	if (found && c->upgraded && found >> 8 != FLOW_PROTO_HTTP2)
 		found = DETECT_NO;
 	if ((found & 0xff) == DETECT_MORE && window_left(&io->win) < CARRY) {

@@ -19,6 +19,7 @@ enum flow_kind {
 	FLOW_PART = 3,	 /* the strings of an exchange under way, so far as they filled a record */
 	FLOW_BLOCK = 4,	 /* HTTP/2: a header block or a part of one, in the order of its stream */
 	FLOW_CLOSED = 5, /* a connection is over: what was kept of it can be forgotten */
+	FLOW_HANDOVER = 6, /* what a request was made for, as it turned out after its response */
 };
 
 enum flow_protocol {
@@ -75,6 +76,23 @@ enum flow_flag {
 	FLOW_FLAG_RESPONSE = 128,  /* the server sent it */
 	FLOW_FLAG_PROMISE = 256,   /* of a PUSH_PROMISE */
 	FLOW_FLAG_BROKEN = 512,	   /* blocks before this one were lost: the HPACK state with them */
+	FLOW_FLAG_IN_HAND = 1024,  /* a server's: its thread was noted as having it in hand */
+};
+
+/*
+ * What says that a request was made for the exchange flow_record.parent. From 32 on the
+ * evidence is user space's (tracer/link/).
+ */
+enum flow_evidence {
+	FLOW_EVIDENCE_NONE = 0,
+	FLOW_EVIDENCE_THREAD = 1,    /* the only request that its thread had in hand */
+	FLOW_EVIDENCE_LOOP = 2,	     /* event loop: nobody else can have sent it */
+	FLOW_EVIDENCE_CONNECT = 3,   /* its connection was opened for that exchange */
+	FLOW_EVIDENCE_CONTEXT = 4,   /* context of CPython's contextvars */
+	FLOW_EVIDENCE_GOROUTINE = 5, /* Go's goroutine, or the one that started it */
+	FLOW_EVIDENCE_WAKEUP = 6,    /* its thread then woke the one that waited for it; with
+				      * no parent: that may yet come, as a FLOW_HANDOVER */
+	FLOW_EVIDENCE_ASYNC = 7,     /* Node's async id */
 };
 
 /* Slots of flow_record.fields: where in text[] a string lies. */
@@ -96,7 +114,7 @@ enum flow_text {
 	FLOW_TEXT_SQLSTATE = 3,	 /* five characters */
 	FLOW_TEXT_VERSION = 4,	 /* the server's, from its greeting */
 	FLOW_TEXT_STATEMENT = 5, /* name of a prepared statement */
-	FLOW_TEXT_PORTAL = 6,
+	FLOW_TEXT_PORTAL = 6,	 /* name of what a statement was bound to */
 	/* FLOW_BLOCK */
 	FLOW_TEXT_BLOCK = 0, /* field block fragment, RFC 9113 section 4.3 */
 	/* FLOW_EXEC */
@@ -119,28 +137,30 @@ struct flow_field {
 };
 
 struct flow_record {
-	__u64 start_ns;		   /* first byte of the request; FLOW_EXEC: time of the exec */
-	__u64 request_end_ns;	   /* last byte of the request */
-	__u64 first_byte_ns;	   /* first byte of the response */
-	__u64 end_ns;		   /* last byte of the response */
-	__u64 conn_id;		   /* the socket's inode number: unique among live sockets */
+	__u64 start_ns;	      /* first byte of the request; FLOW_EXEC: time of the exec */
+	__u64 request_end_ns; /* last byte of the request */
+	__u64 first_byte_ns;  /* first byte of the response */
+	__u64 end_ns;	      /* last byte of the response */
+	__u64 conn_id; /* the socket's inode number, unique among live sockets; FLOW_HANDOVER:
+			* flow_exchange_id() of the request */
 	__u64 request_body_bytes;  /* without the transfer coding's own bytes */
 	__u64 response_body_bytes; /* likewise */
 	__u64 task_start_ns; /* the process's start, CLOCK_BOOTTIME: with tgid it names a process */
 	__u64 cgroup_id;     /* cgroup v2 id; 0 where unknown */
 	__u64 rows_returned; /* databases */
 	__u64 rows_affected; /* databases */
-	__u32 request_seq;   /* TCP sequence number of the request's first byte */
-	__u32 response_seq;  /* the same of the response */
-	__u32 tgid;	     /* process that sent or received the request's first byte */
-	__u32 request_tid;   /* thread that did */
-	__u32 response_tid;  /* thread that sent or received the response's first byte */
-	__u32 netns;	     /* inode number of the socket's network namespace */
-	__u32 flags;	     /* enum flow_flag */
-	__u32 status;	     /* HTTP status code; 0 where no response came */
+	__u64 parent; /* client: flow_exchange_id() of the server's exchange it was made for, or 0 */
+	__u32 request_seq;  /* TCP sequence number of the request's first byte */
+	__u32 response_seq; /* the same of the response */
+	__u32 tgid;	    /* process that sent or received the request's first byte */
+	__u32 request_tid;  /* thread that did; of a server's: that read the end of its head */
+	__u32 response_tid; /* thread that sent or received the response's first byte */
+	__u32 netns;	    /* inode number of the socket's network namespace */
+	__u32 flags;	    /* enum flow_flag */
+	__u32 status;	    /* HTTP status code; 0 where no response came */
 	__u32 code; /* HTTP/2: error code of RST_STREAM; databases: the server's error number */
 	__u32 stream_id;	 /* HTTP/2: stream; MySQL: prepared statement; PostgreSQL: Sync */
-	__u32 request_messages;	 /* gRPC: whole messages; Redis: arguments of the command */
+	__u32 request_messages;	 /* gRPC: whole ones; Redis: arguments; PostgreSQL: Binds, 0 or 1 */
 	__u32 response_messages; /* gRPC: whole messages */
 	__u8 local_addr[16];	 /* network order; IPv4 in the first four bytes */
 	__u8 remote_addr[16];
@@ -156,9 +176,21 @@ struct flow_record {
 	__u8 version;	   /* HTTP: major * 10 + minor, of the response, else of the request */
 	__u16 truncated;   /* bit n: field n was longer than what is kept */
 	__u16 text_len;	   /* bytes of text[] in use */
+	__u32 calls;	   /* the kernel's own: a server's, requests made for it under way */
+	__u8 evidence;	   /* enum flow_evidence: what says so of `parent` */
+	__u8 pad[3];
 	struct flow_field fields[FLOW_TEXT_FIELDS];
 	char text[FLOW_TEXT_BYTES];
 };
+
+/* The number by which the process's own requests refer to an exchange of a server. Never 0. */
+static inline __attribute__((unused)) __u64 flow_exchange_id(__u64 conn_id, __u64 start_ns,
+							     __u32 request_seq)
+{
+	__u64 id = conn_id * 0x9E3779B97F4A7C15ULL ^ start_ns ^ (__u64)request_seq << 32;
+
+	return id ? id : 1;
+}
 
 /*
  * What can be lost or passed over in the kernel, each counted in the map `losses`.
@@ -195,6 +227,6 @@ enum flow_count {
 	FLOW_COUNTS = 12,
 };
 
-_Static_assert(sizeof(struct flow_record) == 664, "flow_record: every byte is accounted for");
+_Static_assert(sizeof(struct flow_record) == 680, "flow_record: every byte is accounted for");
 
 #endif

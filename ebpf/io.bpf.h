@@ -37,11 +37,12 @@ struct user_mmsghdr {
 
 /* What the program `work` is to do with an I/O. */
 enum io_op {
-	IO_BYTES,  /* bytes that can be read from user memory */
-	IO_UNSEEN, /* bytes known by number only */
-	IO_NONE,   /* a receive of nothing: end of stream or an error */
-	IO_DEAD,   /* a send on a socket that can't take any */
-	IO_MANY,   /* sendmmsg or recvmmsg: several messages */
+	IO_BYTES,   /* bytes that can be read from user memory */
+	IO_UNSEEN,  /* bytes known by number only */
+	IO_NONE,    /* a receive of nothing: end of stream or an error */
+	IO_DEAD,    /* a send on a socket that can't take any */
+	IO_MANY,    /* sendmmsg or recvmmsg: several messages */
+	IO_CONNECT, /* a connection is being opened */
 };
 
 /* The I/O at hand. Tracepoint programs keep it per CPU; they can't be preempted. */
@@ -64,13 +65,14 @@ struct io {
 	__u8 request; /* these bytes belong to the connection's request stream */
 	__u8 gone;    /* the connection was given up: its state is freed */
 	__u8 is_tcp;
-	__u8 early;   /* a send at its entry: what can't be read yet can be at its exit */
-	__u8 unread;  /* such bytes were met */
-	__u8 fresh;   /* detectors may take the bytes for the connection's first */
-	__u8 lost;    /* HTTP/2: bytes went by unseen that mattered */
-	__u32 op;     /* enum io_op */
-	long ret;     /* IO_NONE: the call's result; IO_MANY: how many messages */
-	__u64 vector; /* IO_MANY: user address of the messages */
+	__u8 early;	    /* a send at its entry: what can't be read yet can be at its exit */
+	__u8 unread;	    /* such bytes were met */
+	__u8 fresh;	    /* detectors may take the bytes for the connection's first */
+	__u8 lost;	    /* HTTP/2: bytes went by unseen that mattered */
+	__u32 op;	    /* enum io_op */
+	long ret;	    /* IO_NONE: the call's result; IO_MANY: how many messages */
+	__u64 vector;	    /* IO_MANY: user address of the messages */
+	struct cause cause; /* what link_call() found */
 	struct user_iovec batch[IO_IOVECS];
 	struct window win;
 	struct flow_record spare; /* for a request that found no room */

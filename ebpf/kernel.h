@@ -112,8 +112,14 @@ struct signal_struct {
 	atomic_t live;
 };
 
+struct thread_struct {
+	unsigned long fsbase; /* x86-64: of the thread's TLS */
+};
+
 struct task_struct {
+	int pid;
 	int tgid;
+	struct thread_struct thread;
 	struct signal_struct *signal;
 	struct task_struct *group_leader;
 	struct task_struct *real_parent;
@@ -220,6 +226,10 @@ struct unix_address {
 };
 
 struct pt_regs {
+	unsigned long r14;
+	unsigned long ax;
+	unsigned long bx;
+	unsigned long cx;
 	unsigned long di;
 	unsigned long si;
 	unsigned long dx;

@@ -128,13 +128,18 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *task = (void *)ctx->args[0];
 	__u32 tgid = LOAD(struct task_struct, task, tgid);
+	__u32 tid = LOAD(struct task_struct, task, pid);
 	struct files_struct *files;
 	struct leaving leaving = {};
+
+	if (cfg_link)
+		bpf_map_delete_elem(&threads, &tid); /* the number may be another's next */
 
 	if (LOAD(struct signal_struct, LOAD(struct task_struct, task, signal), live.counter))
 		return 0; /* a thread of several */
 	if (cfg_filters)
-		bpf_map_delete_elem(&verdicts, &tgid); /* the id may be another's next */
+		bpf_map_delete_elem(&verdicts, &tgid); /* likewise */
+	bpf_map_delete_elem(&runtimes, &tgid);
 	if (!bpf_map_lookup_elem(&unix_users, &tgid))
 		return 0;
 	bpf_map_delete_elem(&unix_users, &tgid);
@@ -149,6 +154,22 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 
 /* ---- processes ----------------------------------------------------------------------------- */
 
+/* Raw arguments: struct task_struct *parent, struct task_struct *child. */
+SEC("raw_tp/sched_process_fork")
+int process_fork(struct bpf_raw_tracepoint_args *ctx)
+{
+	__u32 parent = LOAD(struct task_struct, (void *)ctx->args[0], tgid);
+	__u32 child = LOAD(struct task_struct, (void *)ctx->args[1], tgid);
+	struct runtime *runtime;
+
+	if (!cfg_link || child == parent) /* a thread */
+		return 0;
+	runtime = bpf_map_lookup_elem(&runtimes, &parent);
+	if (runtime) /* the image is the same, at the same addresses */
+		bpf_map_update_elem(&runtimes, &child, runtime, BPF_ANY);
+	return 0;
+}
+
 /* Raw arguments: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm. */
 SEC("raw_tp/sched_process_exec")
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
@@ -162,6 +183,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	long len;
 
 	bpf_map_delete_elem(&verdicts, &tgid);
+	bpf_map_delete_elem(&runtimes, &tgid); /* until user space has looked at the new image */
 	if (!io || !mm)
 		return 0;
 	r = &io->spare;

@@ -10,6 +10,13 @@
 #include "kernel.h"
 #include "protocols/table.h"
 
+/* An exchange that this host serves: what the requests made for it refer to. */
+struct cause {
+	__u64 sk;    /* its connection */
+	__u64 index; /* HTTP/1: number of the request; HTTP/2: stream */
+	__u64 id;    /* flow_exchange_id(); 0: no exchange */
+};
+
 /* One direction of a connection as seen from this socket. */
 struct conn {
 	__u64 ino;	    /* the socket's inode: tells a reused address from the same socket */
@@ -32,6 +39,7 @@ struct conn {
 	__u8 lost;     /* HTTP/2: blocks were lost; bit 0 of requests, 1 of responses */
 	__u8 foreign;  /* known not to be the far end of one of the tracer's own */
 	__u8 pad[4];
+	struct cause cause; /* client: of the exchange in `rec` */
 	struct talk t;
 	struct flow_record rec; /* identity of the connection, and its oldest exchange */
 };
@@ -45,7 +53,7 @@ struct {
 /* Connections that speak a protocol we parse, by struct sock *; removed when it closes. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4608);
+	__uint(max_entries, 4096);
 	__type(key, __u64);
 	__type(value, struct conn);
 } conns SEC(".maps");
@@ -58,7 +66,7 @@ struct pipelined_key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1024);
 	__type(key, struct pipelined_key);
 	__type(value, struct flow_record);
 } pipelined SEC(".maps");
@@ -85,6 +93,9 @@ struct stream_entry {
 	__u32 id;
 	__u32 code; /* of RST_STREAM */
 	__u32 end;  /* enum flow_end */
+	__u32 calls;
+	__u32 evidence; /* enum flow_evidence */
+	struct cause cause;
 };
 
 struct {
@@ -140,6 +151,143 @@ struct {
 	__type(key, struct own_key);
 	__type(value, __u8);
 } own_conns SEC(".maps");
+
+/*
+ * How a process runs what it does at once, told by user space (tracer/runtimes/). Processes
+ * that are not in here link nothing: a thread may mean nothing in them.
+ */
+enum runtime_kind {
+	RUNTIME_THREADS = 1, /* a thread serves one request at a time, or is an event loop */
+	RUNTIME_CPYTHON = 2,
+	RUNTIME_GO = 3,
+	RUNTIME_NODE = 4,
+	RUNTIME_OPAQUE = 5, /* has contexts of its own, that can't be read */
+};
+
+struct runtime {
+	__u64 interpreter; /* CPython: address of the pointer to the main interpreter; 0: unknown */
+	__u32 kind;	   /* enum runtime_kind */
+	/* CPython: where in PyInterpreterState and PyThreadState */
+	__u32 threads_head;
+	__u32 next;
+	__u32 thread_id; /* pthread_self(): the thread's FS base */
+	__u32 context;
+	__s32 tls_state; /* the thread's own state, from its FS base; 0: in the list alone */
+	/* Go: g from the FS base, and what is where in it */
+	__s32 tls_g;
+	__u32 goid;
+	__u32 parent_goid; /* 0: none, before Go 1.21 */
+	__u32 round_trip;  /* where in net/http.persistConn its conn is; 0: there is none */
+	/* grpc-go: where in ClientStream and ServerStream a *Stream is, plus 1; 0: they are one */
+	__u32 grpc_client_stream;
+	__u32 grpc_server_stream;
+	__u32 grpc_stream_id;	/* in Stream */
+	__u32 grpc_client_conn; /* in http2Client */
+	__u32 grpc_server_conn; /* in http2Server */
+	/* CPython: its locks that say nothing of who waits for whom (the GIL) are in here */
+	__u32 locks_size;
+	__u64 locks;
+	/* event loops: a connection that is opened for an exchange carries its request */
+	__u32 connects;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
+	__type(key, __u32);
+	__type(value, struct runtime);
+} runtimes SEC(".maps");
+
+/* Some exchanges, of which only their number and, if there is just one, which can be told. */
+struct causes {
+	__u64 sk;
+	__u64 index;
+	__u64 id; /* all XORed */
+	__u64 count;
+};
+
+enum request_seen {
+	REQUEST_READ = 1,   /* and nothing was done yet */
+	REQUEST_COPIED = 2, /* and a context was copied then: for a task that will serve it */
+};
+
+/* Threads that serve, by number. */
+struct thread {
+	struct causes in_hand; /* exchanges whose request it read and that are not over */
+	struct causes idle;    /* those of them that wait for no call of their own */
+	struct cause last;     /* that of the last message received in this turn */
+	__u64 accepted;	       /* socket accepted last in this turn */
+	__u64 accepted_ino;
+	__u64 python;	/* its PyThreadState */
+	__u32 messages; /* received in this turn */
+	__u32 loop;	/* it had several in hand at once: an event loop */
+	/* a thread that serves nobody: its last request without a parent, when its answer came */
+	__u64 alone;
+	__u64 alone_ns;
+	/* CPython */
+	__u32 request; /* enum request_seen: the message received last was a request */
+	__u32 doubt;   /* how many more requests must be followed by a copy of a context */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct thread);
+} threads SEC(".maps");
+
+/* Contexts of CPython and goroutines: for whom they run. Addresses and numbers by process. */
+struct context_key {
+	__u64 context;
+	__u32 tgid;
+	__u32 goroutine;
+};
+
+struct context {
+	struct cause cause; /* id 0: the connection alone is known, whose inode is `index` */
+	__u64 channel;	    /* goroutine: handed over by it, while the exchange is under way */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 8192);
+	__type(key, struct context_key);
+	__type(value, struct context);
+} contexts SEC(".maps");
+
+/* For whom a socket was connected, or is about to be written to; taken by its next request. */
+struct hint {
+	struct cause cause;
+	__u64 ino;
+	__u32 evidence;
+	__u32 pad;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
+	__type(key, __u64);
+	__type(value, struct hint);
+} hints SEC(".maps");
+
+/* Threads that serve and wait, by the futex they wait on. */
+struct wait_key {
+	__u64 futex;
+	__u64 tgid;
+};
+
+struct wait {
+	struct cause cause;
+	__u64 since_ns;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 2048);
+	__type(key, struct wait_key);
+	__type(value, struct wait);
+} waits SEC(".maps");
 
 /* What the filters said of a process, by tgid; dropped when it execs. */
 struct {
@@ -246,6 +394,7 @@ const enum flow_role *__btf_flow_role __attribute__((unused));
 const enum flow_end *__btf_flow_end __attribute__((unused));
 const enum flow_method *__btf_flow_method __attribute__((unused));
 const enum flow_flag *__btf_flow_flag __attribute__((unused));
+const enum flow_evidence *__btf_flow_evidence __attribute__((unused));
 const enum flow_text *__btf_flow_text __attribute__((unused));
 const enum flow_family *__btf_flow_family __attribute__((unused));
 const enum flow_loss *__btf_flow_loss __attribute__((unused));

@@ -10,11 +10,9 @@
 #ifndef WIRESPAN_STREAMS_H
 #define WIRESPAN_STREAMS_H
 
-static __always_inline struct stream_entry *stream_of(__u64 sk, __u32 id)
+static __always_inline __u64 stream_exchange(const struct conn *c, const struct stream_entry *e)
 {
-	struct stream_key key = { .sk = sk, .id = id };
-
-	return bpf_map_lookup_elem(&streams, &key);
+	return flow_exchange_id(c->rec.conn_id, e->start_ns, e->request_seq);
 }
 
 /* A stream is over: its record, written in place in the ring. */
@@ -50,6 +48,8 @@ __noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
 	r->code = e->code;
 	r->end = e->end;
 	r->version = 20;
+	r->parent = e->cause.id;
+	r->evidence = e->evidence;
 	if (r->family == AF_UNIX)
 		sock_unix_path((void *)e->sk, r);
 	bpf_ringbuf_submit(r, ring_flags());
@@ -65,6 +65,10 @@ static __always_inline void stream_over(struct conn *c, struct stream_entry *e, 
 	if (end == FLOW_END_RESPONSE && !e->request_end_ns)
 		e->flags |= FLOW_FLAG_EARLY;
 	stream_emit(c, e, now);
+	if (e->flags & FLOW_FLAG_IN_HAND)
+		link_served(e->sk, e->id, stream_exchange(c, e), e->request_tid, e->calls);
+	else if (e->cause.id)
+		link_calls(&e->cause, 0);
 	bpf_map_delete_elem(&streams, &key);
 	c->open--;
 }
@@ -168,6 +172,11 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 	e.request_tid = (__u32)io->pid_tgid;
 	if (c->t.old)
 		e.flags = FLOW_FLAG_OLD;
+	if (c->role == FLOW_CLIENT) {
+		e.evidence = link_call(io, FLOW_PROTO_HTTP2, e.id, stream_exchange(c, &e));
+		if (e.evidence)
+			e.cause = io->cause;
+	}
 	if (bpf_map_update_elem(&streams, &key, &e, BPF_NOEXIST)) {
 		lose(FLOW_LOSS_STREAMS_FULL);
 		return;
@@ -190,6 +199,10 @@ static __always_inline void frame_begin(struct conn *c, struct io *io, struct st
 		} else if (!io->request && e && !e->first_byte_ns) {
 			e->first_byte_ns = io->start_ns;
 			e->response_tid = (__u32)io->pid_tgid;
+			if (e->cause.id)
+				link_heard(io, &e->cause);
+			else if (e->evidence == FLOW_EVIDENCE_WAKEUP)
+				link_answered(io, stream_exchange(c, e));
 		} else if (!e && c->t.old) {
 			lose(FLOW_LOSS_ORPHAN);
 		}
@@ -278,6 +291,11 @@ __noinline int streams_heard(struct conn *c, struct io *io, __u32 result)
 	case STEP_HEAD_END:
 		block_emit(c, io, 0);
 		e = stream_of(io->sk, s->own[H2_STREAM]);
+		if (e && io->request && c->role == FLOW_SERVER && !(e->flags & FLOW_FLAG_IN_HAND)) {
+			e->request_tid = (__u32)io->pid_tgid;
+			if (link_serve(io, e->id, stream_exchange(c, e), 0))
+				e->flags |= FLOW_FLAG_IN_HAND;
+		}
 		if (e && s->flags & H2_BLOCK_END)
 			stream_half(c, io, e);
 		return 1;

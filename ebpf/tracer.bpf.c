@@ -10,6 +10,7 @@
  */
 #include "conn.bpf.h"
 #include "life.bpf.h"
+#include "runtime.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -390,6 +391,14 @@ int exit_recvmmsg(struct trace_event_raw_sys_exit *ctx)
 	return leave_to_work(ctx, io, IO_MANY);
 }
 
+SEC("tracepoint/syscalls/sys_enter_connect")
+int enter_connect(struct trace_event_raw_sys_enter *ctx)
+{
+	struct io *io = cfg_link ? io_begin(ctx->args[0], 1, 0) : NULL;
+
+	return io ? leave_to_work(ctx, io, IO_CONNECT) : 0;
+}
+
 /* ---- the work ------------------------------------------------------------------------- */
 
 /*
@@ -447,6 +456,8 @@ int work(void *ctx __attribute__((unused)))
 	case IO_MANY:
 		many(io);
 		return 0;
+	case IO_CONNECT:
+		return link_connect(io);
 	}
 	return 0;
 }

@@ -18,6 +18,7 @@ class Kind(IntEnum):
     PART = 3
     BLOCK = 4
     CLOSED = 5
+    HANDOVER = 6
 
 
 class Protocol(IntEnum):
@@ -81,6 +82,20 @@ class Flag(IntFlag):
     RESPONSE = 128
     PROMISE = 256
     BROKEN = 512
+    IN_HAND = 1024
+
+
+class Evidence(IntEnum):
+    """enum flow_evidence: what says for which exchange a request was made."""
+
+    NONE = 0
+    THREAD = 1
+    LOOP = 2
+    CONNECT = 3
+    CONTEXT = 4
+    GOROUTINE = 5
+    WAKEUP = 6
+    ASYNC = 7
 
 
 class Slot(IntEnum):

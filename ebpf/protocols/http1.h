@@ -7,6 +7,10 @@
  * A bare LF ends a line as CRLF does (RFC 9112 section 2.2).
  * Leaves out: HTTP/0.9, line folding (obsolete; a folded line counts as a line of its own),
  * and the content of bodies, which is skipped by number and never looked at.
+ *
+ * FLOW_TEXT_TRACEPARENT holds the value of traceparent. Where none comes it holds the first
+ * line of b3, uber-trace-id or sw8, name and all, or the values of X-B3-TraceId and X-B3-SpanId,
+ * which come in any order, at H1_B3_TRACE and H1_B3_SPAN with zeros behind them.
  */
 #ifndef WIRESPAN_HTTP1_H
 #define WIRESPAN_HTTP1_H
@@ -17,6 +21,11 @@
 #define H1_TARGET_MAX 168
 #define H1_METHOD_OFF 408 /* where FLOW_TEXT_METHOD lies: at the end, the target is at 0 */
 #define H1_METHOD_MAX 16  /* longest method token we take for one */
+#define H1_TEXT_END (H1_METHOD_OFF - 8)
+#define H1_TRACEPARENT_MAX 56
+#define H1_B3_TRACE 0 /* where in their slot the values of X-B3- headers lie: */
+#define H1_B3_SPAN 40 /* each has a word more than it should fill */
+#define H1_B3_LEN 64
 #define H1_LINES 4	  /* field lines passed over in one step */
 #define H1_LENGTH_MAX 999999999999999999ULL /* most bytes of a body or a chunk */
 
@@ -29,6 +38,7 @@ enum h1_state {
 	H1_CODING,     /* in the value of Transfer-Encoding */
 	H1_OWS,	       /* white space before a value that is kept */
 	H1_VALUE,      /* in a value that is kept */
+	H1_B3,	       /* in the value of an X-B3- header */
 	H1_LINE,       /* in the rest of a line of no interest */
 	H1_BODY,       /* content that stream.skip counts */
 	H1_BODY_EOF,   /* content until the connection closes */
@@ -42,6 +52,8 @@ enum h1_flag {
 	H1_CHUNKED = 1,	   /* the last transfer coding is chunked */
 	H1_HAS_LENGTH = 2, /* Content-Length was seen */
 	H1_CODED = 4,	   /* Transfer-Encoding was seen */
+	H1_FOREIGN = 8,	   /* FLOW_TEXT_TRACEPARENT holds something else than a traceparent */
+	H1_B3_PAIR = 16,   /* namely the values of X-B3- headers */
 };
 
 /* ASCII letters to lower case; leaves digits, '-' and ':' as they are. */
@@ -370,8 +382,41 @@ static __always_inline enum step h1_step_status(struct stream *s, struct flow_re
 #define H1_X_FORWAR WORD('x', '-', 'f', 'o', 'r', 'w', 'a', 'r')
 #define H1_DED_FOR WORD('d', 'e', 'd', '-', 'f', 'o', 'r', ':')
 #define H1_DED_PROT WORD('d', 'e', 'd', '-', 'p', 'r', 'o', 't')
+#define H1_SINGLE_B3 WORD('b', '3', ':', 0, 0, 0, 0, 0)
+#define H1_SW8 WORD('s', 'w', '8', ':', 0, 0, 0, 0)
+#define H1_UBER_TRA WORD('u', 'b', 'e', 'r', '-', 't', 'r', 'a')
+#define H1_CE_ID WORD('c', 'e', '-', 'i', 'd', ':', 0, 0)
+#define H1_X_B3_TRA WORD('x', '-', 'b', '3', '-', 't', 'r', 'a')
+#define H1_CEID WORD('c', 'e', 'i', 'd', ':', 0, 0, 0)
+#define H1_X_B3_SPA WORD('x', '-', 'b', '3', '-', 's', 'p', 'a')
+#define H1_NID WORD('n', 'i', 'd', ':', 0, 0, 0, 0)
 
-/* The value's field, how many bytes of it are kept, and the length of the name with ':'. */
+/*
+ * Most lines are of no interest, and are told by their first three bytes: by a hash of six bits
+ * whose factor was searched for so that common names do not meet with ours.
+ */
+#define H1_HASH(w0) ((((w0) & LOW_BYTES(3)) * 0x7C3CA1601167138BULL) >> 58)
+#define H1_MARK(a, b, c) (1ULL << H1_HASH(WORD(a, b, c, 0, 0, 0, 0, 0)))
+#define H1_MARKS_BOTH (H1_MARK('c', 'o', 'n') | H1_MARK('t', 'r', 'a'))
+#define H1_MARKS_REQUEST                                                                           \
+	(H1_MARKS_BOTH | H1_MARK('h', 'o', 's') | H1_MARK('u', 's', 'e') |                         \
+	 H1_MARK('x', '-', 'f') | H1_MARK('x', '-', 'b') | H1_MARK('u', 'b', 'e') |                \
+	 H1_MARK('b', '3', ':') | H1_MARK('s', 'w', '8'))
+
+/* Could the line be one of those we want? Always yes if it is. */
+static __always_inline int h1_name_may_match(__u64 w0, int response)
+{
+	return (response ? H1_MARKS_BOTH : H1_MARKS_REQUEST) >> H1_HASH(w0) & 1;
+}
+
+/* Is it one of those of which eight bytes tell that? */
+static __always_inline int h1_name_is_short(__u64 w0)
+{
+	return (w0 & LOW_BYTES(5)) == H1_HOST || (w0 & LOW_BYTES(3)) == H1_SINGLE_B3 ||
+	       (w0 & LOW_BYTES(4)) == H1_SW8;
+}
+
+/* The value's field, how many bytes of it are kept, and how many come before it. */
 struct h1_field {
 	__u8 state;
 	__u8 field;
@@ -401,7 +446,7 @@ static __always_inline int h1_field_name(__u64 w0, __u64 w1, __u64 w2, int respo
 		return 1;
 	}
 	if (w0 == H1_TRACEPAR && (w1 & LOW_BYTES(4)) == H1_ENT) {
-		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_TRACEPARENT, 12, 56 };
+		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_TRACEPARENT, 12, H1_TRACEPARENT_MAX };
 		return 1;
 	}
 	if (w0 == H1_X_FORWAR && w1 == H1_DED_FOR) {
@@ -412,15 +457,58 @@ static __always_inline int h1_field_name(__u64 w0, __u64 w1, __u64 w2, int respo
 		*f = (struct h1_field){ H1_OWS, FLOW_TEXT_FORWARDED_PROTO, 18, 8 };
 		return 1;
 	}
+	/* of these the names, too, are kept */
+	if ((w0 & LOW_BYTES(3)) == H1_SINGLE_B3) {
+		*f = (struct h1_field){ H1_VALUE, FLOW_TEXT_TRACEPARENT, 0, 80 };
+		return 1;
+	}
+	if ((w0 & LOW_BYTES(4)) == H1_SW8) {
+		*f = (struct h1_field){ H1_VALUE, FLOW_TEXT_TRACEPARENT, 0, 216 };
+		return 1;
+	}
+	if (w0 == H1_UBER_TRA && (w1 & LOW_BYTES(6)) == H1_CE_ID) {
+		*f = (struct h1_field){ H1_VALUE, FLOW_TEXT_TRACEPARENT, 0, 96 };
+		return 1;
+	}
+	if (w0 == H1_X_B3_TRA && (w1 & LOW_BYTES(5)) == H1_CEID) {
+		*f = (struct h1_field){ H1_B3, H1_B3_TRACE, 13, H1_B3_SPAN - H1_B3_TRACE };
+		return 1;
+	}
+	if (w0 == H1_X_B3_SPA && (w1 & LOW_BYTES(4)) == H1_NID) {
+		*f = (struct h1_field){ H1_B3, H1_B3_SPAN, 12, H1_B3_LEN - H1_B3_SPAN };
+		return 1;
+	}
 	return 0;
 }
 
-/* The first words of names that h1_field_name may accept. */
-static __always_inline int h1_name_may_match(__u64 w0, int response)
+/*
+ * Make room for a value of FLOW_TEXT_TRACEPARENT. Returns 0 if it isn't wanted: a traceparent is
+ * there, or there is something else and this is no traceparent either.
+ */
+static __always_inline int h1_name_trace(struct stream *s, struct flow_record *r,
+					 const struct h1_field *f)
 {
-	if (w0 == H1_CONTENT_ || w0 == H1_TRANSFER)
+	struct flow_field *kept = &r->fields[FLOW_TEXT_TRACEPARENT];
+
+	if (f->state == H1_OWS) {
+		/* what is there goes, and its bytes are lost */
+		if (s->flags & H1_FOREIGN)
+			kept->len = 0;
+		s->flags &= ~(H1_FOREIGN | H1_B3_PAIR);
+		return !kept->len;
+	}
+	if (f->state == H1_B3 && s->flags & H1_B3_PAIR)
 		return 1;
-	return !response && (w0 == H1_USER_AGE || w0 == H1_TRACEPAR || w0 == H1_X_FORWAR);
+	if (kept->len || r->text_len + H1_B3_LEN + H1_TRACEPARENT_MAX > H1_TEXT_END)
+		return 0;
+	s->flags |= H1_FOREIGN;
+	if (f->state == H1_B3) {
+		s->flags |= H1_B3_PAIR;
+		kept->off = r->text_len;
+		kept->len = H1_B3_LEN;
+		r->text_len += H1_B3_LEN;
+	}
+	return 1;
 }
 
 static __always_inline int h1_has_lf(__u64 word)
@@ -471,24 +559,32 @@ static __always_inline enum step h1_step_name(struct stream *s, struct flow_reco
 		goto pass;
 	if (n < 8 && !h1_has_lf(raw & LOW_BYTES(n)))
 		return STEP_MORE;
-	if ((w0 & LOW_BYTES(5)) != H1_HOST) {
-		if (!h1_name_may_match(w0, response))
-			goto pass;
-		if (n < 18 && !h1_has_lf(window_load(w, w->pos + 8)) &&
-		    !h1_has_lf(window_load(w, w->pos + 16)))
-			return STEP_MORE;
-	}
+	if (!h1_name_may_match(w0, response))
+		goto pass;
+	if (n < 18 && !h1_name_is_short(w0) && !h1_has_lf(window_load(w, w->pos + 8)) &&
+	    !h1_has_lf(window_load(w, w->pos + 16)))
+		return STEP_MORE;
 	if (!h1_field_name(w0, h1_lower(window_load(w, w->pos + 8)),
 			   h1_lower(window_load(w, w->pos + 16)), response, &f))
 		goto pass;
+	if (f.field == FLOW_TEXT_TRACEPARENT || f.state == H1_B3)
+		if (!h1_name_trace(s, r, &f))
+			goto pass;
 	w->pos += f.name_len;
 	s->state = f.state;
 	s->digits = 0;
 	s->number = 0;
-	if (f.state == H1_OWS) {
+	if (f.state == H1_B3) {
+		s->limit = r->fields[FLOW_TEXT_TRACEPARENT].off + f.field;
+		s->field = f.keep;
+	} else if (f.state == H1_OWS || f.state == H1_VALUE) {
 		struct flow_field *kept = &r->fields[f.field & (FLOW_TEXT_FIELDS - 1)];
+		__u32 end = H1_TEXT_END;
 
-		if (kept->len || r->text_len >= H1_METHOD_OFF - 8) {
+		/* room for the traceparent that may yet come */
+		if (s->flags & H1_FOREIGN)
+			end -= H1_TRACEPARENT_MAX;
+		if (kept->len || r->text_len >= end) {
 			/* a second one of its kind, or no room */
 			if (!kept->len)
 				r->truncated |= 1 << f.field;
@@ -497,8 +593,8 @@ static __always_inline enum step h1_step_name(struct stream *s, struct flow_reco
 		kept->off = r->text_len;
 		s->field = f.field;
 		s->limit = r->text_len + f.keep;
-		if (s->limit > H1_METHOD_OFF - 8)
-			s->limit = H1_METHOD_OFF - 8;
+		if (s->limit > end)
+			s->limit = end;
 	}
 	return STEP_AGAIN;
 pass:
@@ -631,6 +727,42 @@ static __always_inline enum step h1_step_value(struct stream *s, struct flow_rec
 	return STEP_AGAIN;
 }
 
+/*
+ * The value of an X-B3- header to its place `limit`, of which `field` bytes are free. One that is
+ * longer than that fills it up, and then is no number of the length it should have.
+ */
+static __always_inline enum step h1_step_b3(struct stream *s, struct flow_record *r,
+					    struct window *w)
+{
+	__u32 i;
+
+	for (i = 0; i < STRIDE; i++) {
+		__u32 at = s->limit;
+		__u8 c = window_byte(w, w->pos);
+
+		if (w->pos >= w->end)
+			return STEP_MORE;
+		if (c > ' ') {
+			/* only the first of its kind counts */
+			if (!s->digits && at < FLOW_TEXT_BYTES && r->text[at])
+				goto end;
+			s->digits = 1;
+			if (s->field && at < FLOW_TEXT_BYTES) {
+				r->text[at] = c;
+				s->limit = at + 1;
+				s->field--;
+			}
+		} else if (s->digits || (c != ' ' && c != '\t')) {
+			goto end;
+		}
+		w->pos++;
+	}
+	return STEP_AGAIN;
+end:
+	s->state = H1_LINE;
+	return STEP_AGAIN;
+}
+
 /* chunk-size in hex, RFC 9112 section 7.1. */
 static __always_inline enum step h1_step_chunk_size(struct stream *s, struct window *w)
 {
@@ -743,6 +875,9 @@ static __always_inline enum step http1_step(struct talk *t, struct stream *s, st
 	case H1_OWS:
 	case H1_VALUE:
 		step = h1_step_value(s, r, w);
+		break;
+	case H1_B3:
+		step = h1_step_b3(s, r, w);
 		break;
 	case H1_LINE:
 		step = STEP_AGAIN;

@@ -153,20 +153,57 @@ static __always_inline enum detect http2_detect_settings(const struct window *w)
 	return !(head >> 32 & 0xff) && h2_plausible(w, w->pos) ? DETECT_RESPONSE : DETECT_NO;
 }
 
+/* Could these n bytes be a frame of less than 65536 bytes, and not DATA? */
+static __always_inline int h2_may_be_frame(const struct window *w, __u32 n)
+{
+	__u64 head = window_load(w, w->pos);
+	__u32 type = head >> 24 & 0xff;
+
+	if (n >= H2_HEADER)
+		return type != H2_DATA && h2_plausible(w, w->pos);
+	return !(head & 0xff) && (n < 4 || (type != H2_DATA && type < H2_TYPES));
+}
+
 /*
- * A fresh connection begins with the preface, or the server's SETTINGS. In the middle of one only HEADERS tell who is
- * who: a request's first field is a pseudo-header other than :status, a response's is :status,
- * and all of those are in the static table (RFC 7541 appendix A).
+ * Who sent the field block at `at`, of n bytes? A request's pseudo-headers and a response's
+ * :status come first (RFC 9113 section 8.3); all of those names are in the static table (RFC
+ * 7541 appendix A), and the values of :method and :scheme that all use, too. What stands in the
+ * dynamic table can't be known in the middle of a connection, and is passed over.
+ */
+static __always_inline enum detect h2_block_sender(const struct window *w, __u32 at, __u32 n)
+{
+	__u32 end = at + n, i;
+
+	for (i = 0; i < STRIDE && at < end; i++) {
+		__u8 c = window_byte(w, at++);
+
+		if ((c >= 0x82 && c <= 0x87) || c == 0x41 || c == 0x44 || c == 0x01 || c == 0x04 ||
+		    c == 0x42 || c == 0x11 || c == 0x14)
+			return DETECT_REQUEST;
+		if ((c >= 0x88 && c <= 0x8e) || c == 0x48 || c == 0x08 || c == 0x18)
+			return DETECT_RESPONSE;
+		if (c == 0xff || c == 0x3f) /* an index, or the table's new size, of more bytes */
+			at += 1 + (window_byte(w, at) >> 7);
+		else if (c < 0xbe && (c & 0xe0) != 0x20)
+			break;
+	}
+	return DETECT_NO;
+}
+
+/*
+ * A fresh connection begins with the preface, or the server's SETTINGS. In the middle of one
+ * only HEADERS tell who is who.
  */
 static __always_inline enum detect http2_detect(const struct window *w, __u64 total, int fresh)
 {
 	__u32 n = window_left(w), at = w->pos, length = 0, flags, i;
-	__u8 first;
 
 	if (n > 4 && h2_is_preface(w, n))
 		return n < H2_PREFACE ? DETECT_MORE : DETECT_REQUEST;
 	if (fresh)
 		return n && h2_is_preface(w, n) ? DETECT_MORE : http2_detect_settings(w);
+	if (n && n < CARRY && n < total) /* the first piece of several */
+		return h2_may_be_frame(w, n) ? DETECT_MORE : DETECT_NO;
 	/* small frames may come before it */
 	for (i = 0; i < H2_SMALL_FRAMES; i++) {
 		if (n < H2_HEADER + 2 || at > w->end - H2_HEADER - 2 || !h2_plausible(w, at))
@@ -184,17 +221,15 @@ static __always_inline enum detect http2_detect(const struct window *w, __u64 to
 	at += H2_HEADER;
 	if (flags & H2_PADDED)
 		return DETECT_NO;
-	if (flags & H2_WITH_PRIORITY)
+	if (flags & H2_WITH_PRIORITY) {
+		if (length < 5)
+			return DETECT_NO;
 		at += 5;
-	first = window_byte(w, at);
-	if ((first & 0xe0) == 0x20) /* a new size of the dynamic table */
-		first = window_byte(w, at + 1);
-	if ((first >= 0x82 && first <= 0x87) || first == 0x41 || first == 0x44 || first == 0x01 ||
-	    first == 0x04 || first == 0x42 || first == 0x11 || first == 0x14)
-		return DETECT_REQUEST;
-	if ((first >= 0x88 && first <= 0x8e) || first == 0x48 || first == 0x08 || first == 0x18)
-		return DETECT_RESPONSE;
-	return DETECT_NO;
+		length -= 5;
+	}
+	if (at > w->end - 2)
+		return DETECT_NO;
+	return h2_block_sender(w, at, length);
 }
 
 /* What the caller keeps of a stream's messages while frames of others come. */

@@ -234,7 +234,7 @@ static __always_inline enum detect mysql_detect(const struct window *w, __u64 to
 		if (first != 10 && first != 0xff)
 			return DETECT_NO;
 		if (n < 8)
-			return total > n ? DETECT_NO : DETECT_MORE;
+			return DETECT_MORE;
 		c = word >> 40;
 		if (first == 10) {
 			if (c < '0' || c > '9' || length < 32)
@@ -255,7 +255,13 @@ static __always_inline enum detect mysql_detect(const struct window *w, __u64 to
 	if (n == MYSQL_HEADER && total == n && !(word >> 24 & 0xff) && length > 4 &&
 	    length < 1 << 20)
 		return DETECT_MORE;
-	if (n < 6 || word >> 24 & 0xff || total != (__u64)length + MYSQL_HEADER)
+	/* number 0, and the length that there is */
+	if (!n || total < MYSQL_HEADER || total - MYSQL_HEADER > MYSQL_PACKET_MAX ||
+	    (word ^ (total - MYSQL_HEADER)) & LOW_BYTES(n < MYSQL_HEADER ? n : MYSQL_HEADER))
+		return DETECT_NO;
+	if (n < CARRY && n < total) /* the first piece of several */
+		return DETECT_MORE;
+	if (n < 6)
 		return DETECT_NO;
 	next = window_load(w, at + 5);
 	switch (first) {
@@ -457,14 +463,9 @@ static __always_inline enum step mysql_command(struct talk *t, struct stream *s,
 			return STEP_INVALID;
 		s->state = MYSQL_ID;
 		return STEP_AGAIN;
-	case COM_BINLOG_DUMP:
-	case COM_TABLE_DUMP:
-	case COM_BINLOG_DUMP_GTID:
-	case COM_CLONE:
-	case COM_SUBSCRIBE:
-		return STEP_LEAVE;
 	default:
-		if (r->method > COM_SUBSCRIBE)
+		/* what has no meaning the server answers with an error */
+		if (r->method > COM_SUBSCRIBE && !t->sure)
 			return STEP_INVALID;
 		return mysql_rest(t, s, r, w);
 	}
@@ -823,6 +824,14 @@ static __always_inline enum step mysql_prepared(struct talk *t, struct stream *s
 	return mysql_packet_end(t, s, r);
 }
 
+/* Does another protocol follow this command, unless the server refuses it? */
+static __always_inline int mysql_leaves(const struct flow_record *r)
+{
+	return r->method == COM_BINLOG_DUMP || r->method == COM_TABLE_DUMP ||
+	       r->method == COM_BINLOG_DUMP_GTID || r->method == COM_CLONE ||
+	       r->method == COM_SUBSCRIBE;
+}
+
 /* What the first packet of this command's response is. */
 static __always_inline __u32 mysql_expected(const struct flow_record *r)
 {
@@ -895,6 +904,8 @@ static __always_inline enum step mysql_response(struct talk *t, struct stream *s
 		s->state = MYSQL_ERR;
 		return s->length < 2 ? STEP_INVALID : STEP_AGAIN;
 	}
+	if (mysql_leaves(r))
+		return STEP_LEAVE;
 	/* a string whose length takes so long a form takes more than one packet */
 	ends = first == 0xfe && length != MYSQL_PACKET_MAX;
 	switch (expect) {

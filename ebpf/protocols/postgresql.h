@@ -13,7 +13,7 @@
  * passwords) are consumed between exchanges and within them. Parameters and rows are passed over
  * by number; rows are counted.
  * Leaves out: replication, cancel requests, and what follows when the server agrees to encrypt.
- * Of several statements prepared in one unit only the first is kept.
+ * Of several statements prepared, or portals bound, in one unit only the first is kept.
  */
 #ifndef WIRESPAN_POSTGRESQL_H
 #define WIRESPAN_POSTGRESQL_H
@@ -42,7 +42,7 @@ enum pg_state {
 	PG_KEY,	      /* startup: at the name of a parameter, or the NUL behind the last */
 	PG_VALUE,     /* startup: at a value that isn't kept */
 	PG_SQL,	      /* Parse: at the query */
-	PG_BOUND,     /* Bind: at the statement's name */
+	PG_BOUND,     /* Bind: at the statement's name, behind the portal's */
 	PG_TAG,	      /* CommandComplete: at its tag */
 	PG_TAG_NUMBER,
 	PG_ERROR,   /* ErrorResponse: at a field's type */
@@ -64,6 +64,7 @@ enum pg_flag {
  * stream.length: bytes of the message to come; stream.own[0]: messages of a unit that get one
  * answer each, or such answers; stream.own[1]: state after PG_STRING.
  * flow_record.response_messages: that number, of a unit that a Query ended: no ReadyForQuery will.
+ * flow_record.request_messages: whether the unit had a Bind; if not, the portal is an older one.
  * Of the talk: own[0] an encryption request awaits its one byte of answer, own[1] Syncs sent,
  * where a query, a function call and the startup count too, for ReadyForQuery answers each, and
  * own[2] the number of the Sync that the next ReadyForQuery answers.
@@ -133,6 +134,7 @@ static __always_inline enum detect postgresql_detect(const struct window *w, __u
 	__u32 left = window_left(w), length, at = w->pos + 5, next, n;
 	__u64 word = window_load(w, w->pos);
 	__u8 type;
+	int whole;
 
 	if (fresh) {
 		length = __builtin_bswap32((__u32)word);
@@ -140,23 +142,30 @@ static __always_inline enum detect postgresql_detect(const struct window *w, __u
 			/* no length takes more than two bytes */
 			if (word & LOW_BYTES(left < 2 ? left : 2))
 				return DETECT_NO;
-			return total < CARRY ? DETECT_MORE : DETECT_NO;
+			return DETECT_MORE;
 		}
 		return pg_is_startup(length, __builtin_bswap32((__u32)(word >> 32)))
 			       ? DETECT_REQUEST
 			       : DETECT_NO;
 	}
-	if (pg_header(w, &type, &length) <= 0)
+	type = (__u8)word;
+	if (!left || (type != 'Q' && type != 'P' && type != 'B'))
+		return DETECT_NO;
+	whole = pg_header(w, &type, &length);
+	if (whole > 0 && (type == 'Q' ? total != 5ULL + length || length < 3
+				      : total <= 5ULL + length || length < 6))
+		return DETECT_NO;
+	if (whole >= 0 && left < CARRY && left < total) /* the first piece of several */
+		return DETECT_MORE;
+	if (whole <= 0)
 		return DETECT_NO;
 	next = at + length;
 	if (type == 'Q') {
-		/* the whole buffer, and behind its last byte this window has zeros anyway */
-		if (total != 5ULL + length || length < 3 || !pg_is_sql(w, at))
+		/* the whole buffer; its last byte may be in a later window */
+		if (!pg_is_sql(w, at))
 			return DETECT_NO;
-		return length < WINDOW && window_byte(w, next - 1) ? DETECT_NO : DETECT_REQUEST;
+		return next <= w->end && window_byte(w, next - 1) ? DETECT_NO : DETECT_REQUEST;
 	}
-	if ((type != 'P' && type != 'B') || total <= 5ULL + length || length < 6)
-		return DETECT_NO;
 	/* another message follows, and Sync or Flush at the end */
 	if (length < WINDOW / 2 && next < w->end) {
 		__u8 c = window_byte(w, next);
@@ -526,6 +535,8 @@ static __always_inline enum step pg_step_frontend(struct talk *t, struct stream 
 	case 'E':
 		r->method = 'E';
 		s->next = PG_DONE;
+		if (!(s->flags & PG_IS_BOUND)) /* a portal from before */
+			pg_keep(s, FLOW_TEXT_PORTAL, PG_NAME_MAX, PG_REST);
 		break;
 	case 'P':
 		if (s->flags & (PG_IS_PARSED | PG_IS_BOUND))
@@ -534,10 +545,12 @@ static __always_inline enum step pg_step_frontend(struct talk *t, struct stream 
 		pg_keep(s, FLOW_TEXT_STATEMENT, PG_NAME_MAX, PG_SQL);
 		break;
 	case 'B':
-		if (s->flags & (PG_IS_PARSED | PG_IS_BOUND))
+		if (s->flags & PG_IS_BOUND)
 			break;
 		s->flags |= PG_IS_BOUND;
-		pg_drop(s, PG_BOUND);
+		r->request_messages = 1;
+		pg_keep(s, FLOW_TEXT_PORTAL, PG_NAME_MAX,
+			s->flags & PG_IS_PARSED ? PG_REST : PG_BOUND);
 		break;
 	}
 	return STEP_AGAIN;

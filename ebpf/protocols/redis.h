@@ -179,8 +179,9 @@ static __always_inline int redis_is_message(__u64 word)
 /* A command begins with "*count CRLF $digit". */
 static __always_inline enum detect redis_detect(const struct window *w, __u64 total, int fresh)
 {
-	enum detect few = fresh && total < CARRY ? DETECT_MORE : DETECT_NO;
 	__u32 left = window_left(w), bytes = 0, at;
+	/* of an older connection only the first piece of several may tell too little */
+	enum detect few = fresh || (left && left < total) ? DETECT_MORE : DETECT_NO;
 	__u64 count = 0;
 	int whole;
 	__u8 c;
@@ -204,6 +205,8 @@ static __always_inline enum detect redis_detect(const struct window *w, __u64 to
 		return DETECT_NO;
 	/* the same may be a reply or a message to a subscriber: at least look for a name */
 	if (!fresh) {
+		if (left < CARRY && left < total)
+			return DETECT_MORE;
 		at += window_byte(w, at + 2) == '\r' ? 4 : 5;
 		if (left < at - w->pos + 2)
 			return DETECT_NO;

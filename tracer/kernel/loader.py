@@ -184,8 +184,8 @@ class Kernel:
         a tracer that misses one way in or out would report half exchanges.
         """
         for name in self._bpf.get_program_names():
-            if self._object.programs.get(name) == "tracepoint":
-                continue  # names no hook: other programs tail-call it
+            if self._object.programs.get(name) in ("tracepoint", "uprobe"):
+                continue  # names no hook: others tail-call it, or attach it to files
             program = self._bpf.get_program(name)
             with _captured_stderr() as log:
                 try:
@@ -246,6 +246,10 @@ class Kernel:
     def program_fd(self, name: str) -> int:
         """Return the fd of a loaded program; it stays ours."""
         return self._fds[name[:_KERNEL_NAME]]
+
+    def map_fd(self, name: str) -> int:
+        """Return the fd of a map; it stays ours."""
+        return int(self._bpf[name].get_fd())
 
     def maps(self) -> list[MapInfo]:
         """Return every map with its memory, as /proc/self/fdinfo tells it."""

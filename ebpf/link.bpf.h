@@ -1,0 +1,501 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * link.bpf.h - for which exchange was a request made? Decided as the request is sent, from
+ * what runs there: the thread, CPython's context, the goroutine. No answer beats a wrong one.
+ *
+ * A thread has an exchange in hand from the end of its request's head on until it is over. An
+ * exchange is idle while no call made for it is under way. In an event loop a message can have
+ * been sent for whoever was heard last in this turn, and for those that are idle (they may
+ * have waited for a timer or a free connection); if that is one exchange, it is it.
+ */
+#ifndef WIRESPAN_LINK_H
+#define WIRESPAN_LINK_H
+
+#include "maps.bpf.h"
+
+#define THREADS_MOST 64 /* of a CPython process that are looked through */
+
+SEC(".data") __u32 cfg_link = 0; /* contexts are to be looked at */
+
+static __always_inline void causes_add(struct causes *set, const struct cause *cause, int by)
+{
+	__sync_fetch_and_xor(&set->sk, cause->sk);
+	__sync_fetch_and_xor(&set->index, cause->index);
+	__sync_fetch_and_xor(&set->id, cause->id);
+	__sync_fetch_and_add(&set->count, by);
+}
+
+/* The one exchange of a set. */
+static __always_inline void causes_only(const struct causes *set, struct cause *cause)
+{
+	cause->sk = set->sk;
+	cause->index = set->index;
+	cause->id = set->id;
+}
+
+static __always_inline __u64 exchange_id(const struct flow_record *r)
+{
+	return flow_exchange_id(r->conn_id, r->start_ns, r->request_seq);
+}
+
+static __always_inline struct thread *thread_of(__u32 tid)
+{
+	return bpf_map_lookup_elem(&threads, &tid);
+}
+
+static __always_inline struct thread *thread_make(__u32 tid)
+{
+	struct thread *thread = thread_of(tid);
+
+	if (!thread) {
+		static const struct thread blank_thread = {};
+
+		bpf_map_update_elem(&threads, &tid, &blank_thread, BPF_NOEXIST);
+		thread = thread_of(tid);
+	}
+	return thread;
+}
+
+/* Of an exchange under way: its count of calls, and its thread. NULL if it is over. */
+static __always_inline __u32 *cause_calls(const struct cause *cause, __u32 *tid)
+{
+	__u64 sk = cause->sk;
+	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
+	struct flow_record *r;
+
+	if (!c || !cause->id || c->role != FLOW_SERVER)
+		return NULL;
+	if (c->rec.protocol == FLOW_PROTO_HTTP2) {
+		struct stream_entry *e = stream_of(sk, cause->index);
+
+		if (!e ||
+		    flow_exchange_id(c->rec.conn_id, e->start_ns, e->request_seq) != cause->id)
+			return NULL;
+		*tid = e->request_tid;
+		return &e->calls;
+	}
+	r = slot_of(c, sk, cause->index);
+	if (!r || !(r->flags & FLOW_FLAG_IN_HAND) || exchange_id(r) != cause->id)
+		return NULL;
+	*tid = r->request_tid;
+	return &r->calls;
+}
+
+/* The context that the current thread of a CPython process runs in; 0: none. */
+__noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
+{
+	__u64 base, state, id = 0, context = 0;
+	int i;
+
+	if (!runtime || !thread)
+		return 0;
+	base = LOAD(struct task_struct, (void *)bpf_get_current_task(), thread.fsbase);
+	if (runtime->tls_state) {
+		if (bpf_probe_read_user(&state, sizeof(state), (void *)(base + runtime->tls_state)))
+			return 0;
+		goto found;
+	}
+	state = thread->python;
+	if (state && !bpf_probe_read_user(&id, sizeof(id), (void *)(state + runtime->thread_id)) &&
+	    id == base)
+		goto found;
+	if (bpf_probe_read_user(&state, sizeof(state), (void *)runtime->interpreter))
+		return 0;
+	state += runtime->threads_head;
+	if (bpf_probe_read_user(&state, sizeof(state), (void *)state))
+		return 0;
+	for (i = 0; i < THREADS_MOST && state; i++) {
+		if (bpf_probe_read_user(&id, sizeof(id), (void *)(state + runtime->thread_id)))
+			return 0;
+		if (id == base) {
+			thread->python = state;
+			goto found;
+		}
+		if (bpf_probe_read_user(&state, sizeof(state), (void *)(state + runtime->next)))
+			return 0;
+	}
+	return 0;
+found:
+	if (!state)
+		return 0;
+	bpf_probe_read_user(&context, sizeof(context), (void *)(state + runtime->context));
+	return context;
+}
+
+/*
+ * For whom does a context run? Returns 1 if it is known, then cause->id may yet be 0: for
+ * nobody. A context that belongs to a connection runs for the one exchange on it.
+ */
+static __always_inline int context_cause(const struct context_key *key, struct cause *cause)
+{
+	struct context *known = bpf_map_lookup_elem(&contexts, key);
+	struct conn *c;
+	__u64 sk;
+
+	if (!known)
+		return 0;
+	*cause = known->cause;
+	if (cause->id || !cause->sk)
+		return 1;
+	sk = cause->sk;
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (!c || c->ino != cause->index || c->role != FLOW_SERVER ||
+	    c->rec.protocol == FLOW_PROTO_HTTP2 || c->started - c->answered != 1 ||
+	    c->inline_index != c->answered || !(c->rec.flags & FLOW_FLAG_IN_HAND))
+		return 1;
+	cause->index = c->answered;
+	cause->id = exchange_id(&c->rec);
+	return 1;
+}
+
+/* The goroutine that runs on this thread, by what its g says. */
+static __always_inline __u64 goroutine_of(const struct runtime *runtime, __u64 g, __u64 *parent)
+{
+	__u64 goid = 0;
+
+	*parent = 0;
+	if (!g || bpf_probe_read_user(&goid, sizeof(goid), (void *)(g + runtime->goid)))
+		return 0;
+	if (runtime->parent_goid)
+		bpf_probe_read_user(parent, sizeof(*parent), (void *)(g + runtime->parent_goid));
+	return goid;
+}
+
+static __always_inline __u64 current_g(const struct runtime *runtime)
+{
+	__u64 base = LOAD(struct task_struct, (void *)bpf_get_current_task(), thread.fsbase), g = 0;
+
+	bpf_probe_read_user(&g, sizeof(g), (void *)(base + runtime->tls_g));
+	return g;
+}
+
+static __always_inline int cause_live(const struct cause *cause)
+{
+	__u32 tid;
+
+	return cause_calls(cause, &tid) != NULL;
+}
+
+/*
+ * For whom does a goroutine run: what it read itself, was handed over a channel, or, where
+ * that may be asked for, was started for.
+ */
+__noinline int goroutine_cause(struct runtime *runtime, struct cause *cause, __u64 g, __u32 tgid,
+			       __u32 inherit)
+{
+	struct context_key key = { .tgid = tgid, .goroutine = 1 };
+	struct context *known;
+	__u64 goid, parent;
+
+	if (!runtime || !cause)
+		return 0;
+	goid = goroutine_of(runtime, g, &parent);
+	if (!goid)
+		return 0;
+	key.context = goid;
+	known = bpf_map_lookup_elem(&contexts, &key);
+	if (known) {
+		*cause = known->cause;
+		return !known->channel || cause_live(cause);
+	}
+	if (!parent || !inherit)
+		return 0;
+	key.context = parent;
+	known = bpf_map_lookup_elem(&contexts, &key);
+	if (!known)
+		return 0;
+	*cause = known->cause;
+	if (known->channel && !cause_live(cause))
+		return 0;
+	struct context found = { .cause = *cause };
+
+	/* for good: the parent may serve another exchange by the next time */
+	key.context = goid;
+	bpf_map_update_elem(&contexts, &key, &found, BPF_ANY);
+	return 1;
+}
+
+/* The mark under which a hint for one stream of a connection is kept. */
+static __always_inline __u64 hint_key(__u64 sk, __u32 stream)
+{
+	return stream ? (sk ^ (__u64)stream << 32) | 1 : sk;
+}
+
+/*
+ * A CPython server may begin a task as soon as it has read a request, or wake one later, when
+ * others have been read as well. One request without a context copied at once tells the latter.
+ */
+#define DOUBT 256
+
+static __always_inline void request_over(struct thread *thread)
+{
+	if (thread->request == REQUEST_READ)
+		thread->doubt = DOUBT;
+	thread->request = 0;
+}
+
+/* The head of a request has been read: its thread, or what runs on it, has it in hand. */
+__noinline int link_serve(struct io *io, __u64 index, __u64 id, __u32 http1)
+{
+	struct cause cause = { .sk = 0, .index = index, .id = id };
+	__u32 tgid;
+	struct runtime *runtime;
+	struct thread *thread;
+
+	if (!io || !cfg_link)
+		return 0;
+	tgid = io->pid_tgid >> 32;
+	cause.sk = io->sk;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime)
+		return 0;
+	if (runtime->kind == RUNTIME_GO && http1) {
+		struct context_key key = { .tgid = tgid, .goroutine = 1 };
+		struct context known = { .cause = cause };
+		__u64 parent;
+
+		key.context = goroutine_of(runtime, current_g(runtime), &parent);
+		if (key.context)
+			bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
+	}
+	thread = thread_make((__u32)io->pid_tgid);
+	if (!thread)
+		return 0;
+	causes_add(&thread->in_hand, &cause, 1);
+	causes_add(&thread->idle, &cause, 1);
+	if (thread->in_hand.count > 1)
+		thread->loop = 1;
+	thread->last = cause;
+	thread->messages++;
+	request_over(thread);
+	thread->request = REQUEST_READ;
+	thread->accepted = 0;
+	return 1;
+}
+
+/* An exchange is over that a thread had in hand. */
+static __always_inline int link_served(__u64 sk, __u64 index, __u64 id, __u32 tid, __u32 calls)
+{
+	struct cause cause = { sk, index, id };
+	struct thread *thread = thread_of(tid);
+
+	if (!thread)
+		return 0;
+	causes_add(&thread->in_hand, &cause, -1);
+	if (!calls)
+		causes_add(&thread->idle, &cause, -1);
+	return 0;
+}
+
+/* Event loop: who can have sent this? */
+static __always_inline int loop_cause(const struct thread *thread, struct cause *cause)
+{
+	const struct causes *idle = &thread->idle;
+
+	if (thread->last.id) {
+		*cause = thread->last;
+		if (idle->count == 0 || (idle->count == 1 && idle->id == cause->id))
+			return FLOW_EVIDENCE_LOOP;
+	} else if (idle->count == 1) {
+		causes_only(idle, cause);
+		return FLOW_EVIDENCE_LOOP;
+	}
+	cause->id = 0;
+	return 0;
+}
+
+static __always_inline int thread_cause(const struct runtime *runtime, const struct thread *thread,
+					struct cause *cause)
+{
+	if (thread->in_hand.count == 1 && runtime->kind != RUNTIME_NODE && !thread->loop) {
+		causes_only(&thread->in_hand, cause);
+		return FLOW_EVIDENCE_THREAD;
+	}
+	return loop_cause(thread, cause);
+}
+
+/*
+ * For whom does this thread run now, as far as a request of the protocol tells? Sets io->cause
+ * and returns enum flow_evidence.
+ */
+__noinline int link_current(struct io *io, __u32 protocol)
+{
+	__u32 tgid, tid, evidence = 0;
+	struct runtime *runtime;
+	struct thread *thread;
+	struct cause cause = {};
+
+	if (!io)
+		return 0;
+	io->cause.id = 0;
+	tgid = io->pid_tgid >> 32;
+	tid = (__u32)io->pid_tgid;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime || runtime->kind == RUNTIME_OPAQUE)
+		return 0;
+	if (runtime->kind == RUNTIME_GO) {
+		/* Go's clients of HTTP have goroutines that write for others */
+		if (protocol != FLOW_PROTO_HTTP2 &&
+		    goroutine_cause(runtime, &cause, current_g(runtime), tgid,
+				    protocol != FLOW_PROTO_HTTP1))
+			evidence = FLOW_EVIDENCE_GOROUTINE;
+		goto found;
+	}
+	if (runtime->kind == RUNTIME_CPYTHON && runtime->interpreter) {
+		struct context_key key = { .tgid = tgid };
+
+		/* a thread of a pool may serve nobody and yet run in a context */
+		thread = thread_make(tid);
+		if (!thread)
+			return 0;
+		key.context = python_context(runtime, thread);
+		if (key.context && context_cause(&key, &cause)) {
+			evidence = FLOW_EVIDENCE_CONTEXT;
+			goto found;
+		}
+		if (thread->in_hand.count == 1) {
+			causes_only(&thread->in_hand, &cause);
+			evidence = FLOW_EVIDENCE_THREAD;
+		}
+		goto found;
+	}
+	thread = thread_of(tid);
+	if (thread && thread->in_hand.count && !(runtime->kind == RUNTIME_CPYTHON && thread->loop))
+		evidence = thread_cause(runtime, thread, &cause);
+found:
+	io->cause = cause;
+	return cause.id ? evidence : 0;
+}
+
+/* One call more, or one less, is under way for an exchange. */
+static __always_inline int link_calls(struct cause *cause, __u32 more)
+{
+	struct thread *thread;
+	__u32 *calls, tid = 0;
+
+	if (!cause)
+		return 0;
+	calls = cause_calls(cause, &tid);
+	if (!calls)
+		return 0;
+	if (more ? __sync_fetch_and_add(calls, 1) : __sync_fetch_and_add(calls, -1) != 1)
+		return 0;
+	thread = thread_of(tid);
+	if (thread)
+		causes_add(&thread->idle, cause, more ? -1 : 1);
+	return 0;
+}
+
+/* A thread that serves nobody makes a request: whom it wakes with the answer may tell more. */
+static __always_inline int link_alone(struct io *io, __u64 exchange)
+{
+	__u32 tgid = io->pid_tgid >> 32;
+	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	struct thread *thread;
+
+	if (!runtime || (runtime->kind != RUNTIME_THREADS && runtime->kind != RUNTIME_CPYTHON))
+		return 0;
+	thread = thread_make((__u32)io->pid_tgid);
+	if (!thread || thread->in_hand.count)
+		return 0;
+	thread->alone = exchange;
+	thread->alone_ns = 0;
+	return FLOW_EVIDENCE_WAKEUP;
+}
+
+/*
+ * A request begins that this host makes on io->sk, in HTTP/2 on a stream of it; `exchange` is
+ * its flow_exchange_id(). Sets io->cause
+ * and returns enum flow_evidence; the exchange it was made for has one more call under way.
+ */
+__noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exchange)
+{
+	struct hint *hint;
+	int evidence;
+	__u64 sk;
+
+	if (!io || !cfg_link)
+		return 0;
+	sk = hint_key(io->sk, stream);
+	hint = bpf_map_lookup_elem(&hints, &sk);
+	if (!hint && stream) { /* the connection's first request may be a stream's */
+		sk = io->sk;
+		hint = bpf_map_lookup_elem(&hints, &sk);
+	}
+	if (hint && hint->ino == io->ino) {
+		io->cause = hint->cause;
+		evidence = hint->evidence;
+		bpf_map_delete_elem(&hints, &sk);
+		if (evidence != FLOW_EVIDENCE_CONNECT)
+			goto found;
+		if (cause_live(&io->cause))
+			return evidence; /* connecting counted as the call */
+	}
+	evidence = link_current(io, protocol);
+found:
+	if (!io->cause.id || !evidence) {
+		io->cause.id = 0;
+		return link_alone(io, exchange);
+	}
+	/* it may be over: what outlives the response still belongs to it */
+	link_calls(&io->cause, 1);
+	return evidence;
+}
+
+/* The answer to a request without a parent comes: is it yet the thread's own? */
+__noinline int link_answered(struct io *io, __u64 exchange)
+{
+	struct thread *thread;
+
+	if (!io)
+		return 0;
+	thread = thread_of((__u32)io->pid_tgid);
+	if (thread && thread->alone == exchange)
+		thread->alone_ns = io->start_ns;
+	return 0;
+}
+
+/* A connection is being opened: its first request is for whom this thread runs now. */
+__noinline int link_connect(struct io *io)
+{
+	struct hint hint = {};
+	__u32 tgid;
+	__u64 sk;
+	struct runtime *runtime;
+
+	if (!io || !cfg_link)
+		return 0;
+	tgid = io->pid_tgid >> 32;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime || !runtime->connects)
+		return 0;
+	if (!link_current(io, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
+		return 0;
+	sk = io->sk;
+	hint.cause = io->cause;
+	hint.ino = io->ino;
+	hint.evidence = FLOW_EVIDENCE_CONNECT;
+	if (bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY))
+		return 0;
+	link_calls(&io->cause, 1);
+	return 0;
+}
+
+/* A response to a request that was made for an exchange: this turn is that exchange's. */
+__noinline int link_heard(struct io *io, struct cause *cause)
+{
+	struct thread *thread;
+
+	if (!io || !cause || !cfg_link)
+		return 0;
+	thread = thread_of((__u32)io->pid_tgid);
+	if (!thread)
+		return 0;
+	thread->last = *cause;
+	thread->messages++;
+	thread->accepted = 0;
+	request_over(thread);
+	return 0;
+}
+
+#endif

@@ -1,0 +1,385 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/*
+ * runtime.bpf.h - hooks that tell what runs for whom: turns of event loops, accepted sockets,
+ * copies of CPython's contexts, calls of Go's net/http. The uprobes are attached by user space
+ * to the files of processes that it knows (tracer/runtimes/).
+ */
+#ifndef WIRESPAN_RUNTIME_H
+#define WIRESPAN_RUNTIME_H
+
+#include "conn.bpf.h"
+
+/* ---- turns ------------------------------------------------------------------------------ */
+
+/* A turn is over: who was heard in it says nothing of the next one. */
+static __always_inline int turn(void)
+{
+	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	struct thread *thread = cfg_link ? bpf_map_lookup_elem(&threads, &tid) : NULL;
+
+	if (!thread)
+		return 0;
+	thread->last.id = 0;
+	thread->accepted = 0;
+	thread->messages = 0;
+	request_over(thread);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_epoll_wait")
+int exit_epoll_wait(void *ctx __attribute__((unused)))
+{
+	return turn();
+}
+
+SEC("tracepoint/syscalls/sys_exit_epoll_pwait")
+int exit_epoll_pwait(void *ctx __attribute__((unused)))
+{
+	return turn();
+}
+
+/* Node: timers and setImmediate() run between two turns of their own. */
+SEC("uprobe")
+int node_turn(void *ctx __attribute__((unused)))
+{
+	return turn();
+}
+
+/* ---- threads ---------------------------------------------------------------------------- */
+
+#define FUTEX_WAIT 0
+#define FUTEX_WAKE 1
+#define FUTEX_WAIT_BITSET 9
+#define FUTEX_WAKE_BITSET 10
+#define FUTEX_COMMAND 127
+
+/*
+ * A thread of a pool that made a request for nobody known wakes, after the answer, the one
+ * that waits for it, and that one serves. It must have begun to wait before the answer came:
+ * who waits for a mere lock does so later.
+ */
+static __always_inline int hand_over(__u64 pid_tgid, struct wait_key *key)
+{
+	struct thread *thread = thread_of((__u32)pid_tgid);
+	struct flow_record *r;
+	struct wait *wait;
+	struct io *io;
+
+	if (!thread || !thread->alone_ns)
+		return 0;
+	wait = bpf_map_lookup_elem(&waits, key);
+	io = io_get();
+	if (!wait || !io || wait->since_ns >= thread->alone_ns || !cause_live(&wait->cause))
+		return 0;
+	r = &io->spare;
+	io->pid_tgid = pid_tgid;
+	__builtin_memset(r, 0, sizeof(*r));
+	r->kind = FLOW_HANDOVER;
+	r->start_ns = wait->since_ns;
+	r->end_ns = bpf_ktime_get_ns();
+	r->conn_id = thread->alone;
+	r->parent = wait->cause.id;
+	r->evidence = FLOW_EVIDENCE_WAKEUP;
+	tell_process(io, r);
+	thread->alone = thread->alone_ns = 0;
+	bpf_map_delete_elem(&waits, key);
+	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
+		lose(FLOW_LOSS_RING_FULL);
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_enter_futex")
+int enter_futex(struct trace_event_raw_sys_enter *ctx)
+{
+	__u32 command = ctx->args[1] & FUTEX_COMMAND;
+	struct wait wait = {};
+	struct wait_key key;
+	struct runtime *runtime;
+	struct thread *thread;
+	__u64 pid_tgid;
+	__u32 tgid;
+
+	if (!cfg_ready || !cfg_link)
+		return 0;
+	pid_tgid = bpf_get_current_pid_tgid();
+	tgid = pid_tgid >> 32;
+	key.futex = ctx->args[0];
+	key.tgid = tgid;
+	if (command == FUTEX_WAKE || command == FUTEX_WAKE_BITSET)
+		return hand_over(pid_tgid, &key);
+	if (command != FUTEX_WAIT && command != FUTEX_WAIT_BITSET)
+		return 0;
+	thread = thread_of((__u32)pid_tgid);
+	if (!thread || thread->in_hand.count != 1)
+		return 0;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime || key.futex - runtime->locks < runtime->locks_size)
+		return 0;
+	causes_only(&thread->in_hand, &wait.cause);
+	wait.since_ns = bpf_ktime_get_ns();
+	bpf_map_update_elem(&waits, &key, &wait, BPF_ANY);
+	return 0;
+}
+
+/* ---- CPython ---------------------------------------------------------------------------- */
+
+/* A socket is accepted: the contexts made in this turn belong to it. */
+static __always_inline int accepted(long fd)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u32 tgid = pid_tgid >> 32;
+	struct runtime *runtime = cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
+	struct thread *thread;
+	struct io *io;
+
+	if (!runtime || runtime->kind != RUNTIME_CPYTHON)
+		return 0;
+	thread = thread_make((__u32)pid_tgid);
+	if (!thread)
+		return 0;
+	thread->accepted = 0;
+	io = io_get();
+	if (fd < 0 || !io || !sock_of_fd(io, fd))
+		return 0;
+	thread->accepted = io->sk;
+	thread->accepted_ino = io->ino;
+	return 0;
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept4")
+int exit_accept4(struct trace_event_raw_sys_exit *ctx)
+{
+	return accepted(ctx->ret);
+}
+
+SEC("tracepoint/syscalls/sys_exit_accept")
+int exit_accept(struct trace_event_raw_sys_exit *ctx)
+{
+	return accepted(ctx->ret);
+}
+
+/*
+ * PyContext_CopyCurrent() returns a new context, for a task or a callback: it runs for whom
+ * the current one runs, or, where nobody knows, for what this turn began with.
+ */
+SEC("uprobe")
+int python_copied(struct pt_regs *ctx)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct context_key key = { .tgid = pid_tgid >> 32 };
+	__u32 tgid = pid_tgid >> 32;
+	struct runtime *runtime;
+	struct thread *thread;
+	struct context copy = {};
+	int known;
+
+	if (!cfg_ready || !ctx->ax)
+		return 0;
+	thread = thread_of((__u32)pid_tgid);
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!thread || !runtime || runtime->kind != RUNTIME_CPYTHON)
+		return 0;
+	key.context = python_context(runtime, thread);
+	known = key.context && context_cause(&key, &copy.cause);
+	if (!copy.cause.sk && thread->accepted) {
+		copy.cause.sk = thread->accepted;
+		copy.cause.index = thread->accepted_ino;
+	} else if (!copy.cause.sk && thread->request &&
+		   (thread->messages == 1 ? !known : !thread->doubt)) {
+		copy.cause = thread->last;
+	}
+	if (thread->request == REQUEST_READ) {
+		thread->request = REQUEST_COPIED;
+		if (thread->doubt)
+			thread->doubt--;
+	}
+	key.context = ctx->ax;
+	bpf_map_update_elem(&contexts, &key, &copy, BPF_ANY);
+	return 0;
+}
+
+/* ---- Go --------------------------------------------------------------------------------- */
+
+/*
+ * ABIInternal of Go 1.17 and later: arguments are in AX, BX, CX, DI, and g is in R14.
+ * The probes are in the functions' prologues, where all of them are still in place.
+ */
+static __always_inline struct runtime *go_runtime(__u32 tgid)
+{
+	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+
+	return cfg_ready && runtime && runtime->kind == RUNTIME_GO ? runtime : NULL;
+}
+
+/*
+ * The socket of a net.Conn at `at`. It is a *net.TCPConn, whose first word points to a netFD,
+ * whose Sysfd is behind a mutex of 16 bytes (Go 1.9 to 1.26).
+ */
+static __always_inline struct io *go_socket(__u64 at)
+{
+	struct io *io = io_get();
+	__u32 fd = 0;
+
+	if (!io || bpf_probe_read_user(&at, sizeof(at), (void *)(at + 8)) ||
+	    bpf_probe_read_user(&at, sizeof(at), (void *)at) ||
+	    bpf_probe_read_user(&fd, sizeof(fd), (void *)(at + 16)) || !sock_of_fd(io, fd))
+		return NULL;
+	return io;
+}
+
+/* net/http.(*persistConn).roundTrip: another goroutine will write the request. */
+SEC("uprobe")
+int go_round_trip(struct pt_regs *ctx)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct runtime *runtime = go_runtime(tgid);
+	struct hint hint = {};
+	struct io *io;
+	__u64 sk;
+
+	if (!runtime || !runtime->round_trip)
+		return 0;
+	io = go_socket(ctx->ax + runtime->round_trip);
+	if (!io)
+		return 0;
+	if (goroutine_cause(runtime, &hint.cause, ctx->r14, tgid, 1))
+		hint.evidence = FLOW_EVIDENCE_GOROUTINE;
+	hint.ino = io->ino;
+	sk = io->sk;
+	bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
+	return 0;
+}
+
+/* The id of a stream of grpc-go; `embedded`: where in it its *Stream is, plus 1. */
+static __always_inline __u32 grpc_stream(const struct runtime *runtime, __u64 at, __u32 embedded)
+{
+	__u32 id = 0;
+
+	if (embedded && bpf_probe_read_user(&at, sizeof(at), (void *)(at + embedded - 1)))
+		return 0;
+	bpf_probe_read_user(&id, sizeof(id), (void *)(at + runtime->grpc_stream_id));
+	return id;
+}
+
+/* grpc.(*Server).handleStream(ServerTransport, stream): this goroutine serves it. */
+SEC("uprobe")
+int go_grpc_serve(struct pt_regs *ctx)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct runtime *runtime = go_runtime(tgid);
+	struct context_key key = { .tgid = tgid, .goroutine = 1 };
+	struct context known = {};
+	struct stream_entry *e;
+	__u64 sk, parent;
+	struct conn *c;
+	struct io *io;
+	__u32 id;
+
+	if (!runtime || !runtime->grpc_server_conn)
+		return 0;
+	io = go_socket(ctx->cx + runtime->grpc_server_conn);
+	if (!io)
+		return 0;
+	id = grpc_stream(runtime, ctx->di, runtime->grpc_server_stream);
+	sk = io->sk;
+	c = conn_of(sk, io->ino);
+	e = stream_of(sk, id);
+	key.context = goroutine_of(runtime, ctx->r14, &parent);
+	if (!c || !e || !key.context || !(e->flags & FLOW_FLAG_IN_HAND))
+		return 0;
+	known.cause.sk = sk;
+	known.cause.index = id;
+	known.cause.id = stream_exchange(c, e);
+	bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
+	return 0;
+}
+
+/*
+ * http2Client.Write(stream): the goroutine that made a call sends its message. The header of
+ * the call is written by another one, before this or after.
+ */
+SEC("uprobe")
+int go_grpc_write(struct pt_regs *ctx)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct runtime *runtime = go_runtime(tgid);
+	struct hint hint = {};
+	struct stream_entry *e;
+	struct io *io;
+	__u64 sk;
+	__u32 id;
+
+	if (!runtime || !runtime->grpc_client_conn)
+		return 0;
+	if (!goroutine_cause(runtime, &hint.cause, ctx->r14, tgid, 1) || !hint.cause.id)
+		return 0;
+	io = go_socket(ctx->ax + runtime->grpc_client_conn);
+	if (!io)
+		return 0;
+	id = grpc_stream(runtime, ctx->bx, runtime->grpc_client_stream);
+	sk = io->sk;
+	e = stream_of(sk, id);
+	if (!e) {
+		hint.evidence = FLOW_EVIDENCE_GOROUTINE;
+		hint.ino = io->ino;
+		sk = hint_key(sk, id);
+		bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
+	} else if (!e->cause.id) {
+		e->evidence = FLOW_EVIDENCE_GOROUTINE;
+		e->cause = hint.cause;
+		link_calls(&hint.cause, 1);
+	}
+	return 0;
+}
+
+/*
+ * What one goroutine hands to another that waits for it, over a channel: the receiver runs for
+ * whom the sender did, until it gets the next thing over this channel. runtime.sudog begins
+ * with the goroutine that waits, runtime.hchan with how many elements wait and may wait.
+ */
+static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
+{
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
+	struct runtime *runtime = go_runtime(tgid);
+	struct context_key key = { .tgid = tgid, .goroutine = 1 };
+	struct context handed = { .channel = ctx->ax };
+	__u64 current = ctx->r14, waiting, parent, room = 0;
+	struct context *known;
+	int found;
+
+	if (!runtime || bpf_probe_read_user(&waiting, sizeof(waiting), (void *)ctx->bx))
+		return 0;
+	/* a full channel: what is received now was sent by another than who waits */
+	if (!receiver_waits &&
+	    (bpf_probe_read_user(&room, sizeof(room), (void *)(ctx->ax + 8)) || room))
+		return 0;
+	key.context = goroutine_of(runtime, receiver_waits ? waiting : current, &parent);
+	if (!key.context)
+		return 0;
+	known = bpf_map_lookup_elem(&contexts, &key);
+	if (known && known->channel != handed.channel)
+		return 0; /* it serves, or works for another channel */
+	found = goroutine_cause(runtime, &handed.cause, receiver_waits ? current : waiting, tgid,
+				1);
+	if (!found)
+		__builtin_memset(&handed.cause, 0, sizeof(handed.cause));
+	if (known || handed.cause.id)
+		bpf_map_update_elem(&contexts, &key, &handed, BPF_ANY);
+	return 0;
+}
+
+/* runtime.send(hchan, sudog): the receiver waits. */
+SEC("uprobe")
+int go_send(struct pt_regs *ctx)
+{
+	return go_handed(ctx, 1);
+}
+
+/* runtime.recv(hchan, sudog): the sender waits. */
+SEC("uprobe")
+int go_recv(struct pt_regs *ctx)
+{
+	return go_handed(ctx, 0);
+}
+
+#endif

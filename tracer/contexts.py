@@ -1,0 +1,229 @@
+"""What runs for whom in other processes: tells the kernel side of their language runtimes.
+
+For each process the kernel's programs need to know what a thread means in it (map
+`runtimes`), and of some runtimes they need uprobes. Processes are looked at when tracing
+begins, and again after each exec; children of fork inherit, in the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from tracer.errors import KernelError
+from tracer.kernel import sys, uprobes
+from tracer.kernel.loader import Kernel
+from tracer.protocols.base import Processes
+from tracer.runtimes.cpython import CPython
+from tracer.runtimes.golang import GRPC, Go
+from tracer.runtimes.node import Node
+from tracer.runtimes.watch import Found, Runtimes
+from tracer.spans import Resource
+
+# enum runtime_kind and struct runtime of ebpf/maps.bpf.h; a test keeps both equal.
+THREADS, CPYTHON, GO, NODE, OPAQUE = range(1, 6)
+RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQI4x")
+
+_TRANSPORT = f"{GRPC}/internal/transport"
+_ROUND_TRIP = "net/http.(*persistConn).roundTrip"
+# Function of a Go program -> program of ebpf/runtime.bpf.h.
+GO_PROBES = {
+    _ROUND_TRIP: "go_round_trip",
+    f"{GRPC}.(*Server).handleStream": "go_grpc_serve",
+    f"{_TRANSPORT}.(*http2Client).Write": "go_grpc_write",
+    f"{_TRANSPORT}.(*http2Client).write": "go_grpc_write",
+    "runtime.send": "go_send",
+    "runtime.recv": "go_recv",
+}
+PROGRAMS = ("python_copied", "node_turn", *dict.fromkeys(GO_PROBES.values()))
+# Event loops that open a connection for one exchange and never give it to another.
+CONNECTS = frozenset({"nginx"})
+# An interpreter that was just exec'ed needs a while until it can be read, in seconds.
+_AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+_QUEUE = 4096
+
+
+def value_of(found: Found) -> bytes:
+    """Return what the kernel is told of a process: struct runtime."""
+    match found.runtime:
+        case CPython() as python:
+            return _packed(
+                CPYTHON,
+                interpreter=python.runtime_addr + python.interpreters_main,
+                python=(
+                    python.threads_head,
+                    python.tstate_next,
+                    python.tstate_thread_id,
+                    python.tstate_context,
+                    python.tls_tstate or 0,
+                ),
+                locks=(python.runtime_size, python.runtime_addr),
+            )
+        case Go() as go:
+            return _packed(GO, go=_go(go))
+        case Node():
+            return _packed(NODE, connects=1)
+        case _ if "python" in found.path.name:
+            return _packed(CPYTHON)
+        case _ if found.reason:
+            return _packed(OPAQUE)
+        case _:
+            return _packed(THREADS, connects=_program(found.pid) in CONNECTS)
+
+
+def _packed(
+    kind: int,
+    interpreter: int = 0,
+    python: Sequence[int] = (0,) * 5,
+    go: Sequence[int] = (0,) * 9,
+    locks: Sequence[int] = (0, 0),
+    connects: int = 0,
+) -> bytes:
+    return RUNTIME.pack(interpreter, kind, *python, *go, *locks, connects)
+
+
+def _go(go: Go) -> tuple[int, ...]:
+    """Return the members of struct runtime that are Go's; 0 where a thing is not known."""
+
+    def at(kind: str, member: str) -> int:
+        return go.members.get((kind, member), 0)
+
+    def plus_1(kind: str, member: str) -> int:
+        place = go.members.get((kind, member))
+        return 0 if place is None else place + 1
+
+    return (
+        go.tls_g,
+        go.goid,
+        go.parent_goid or 0,
+        at("net/http.persistConn", "conn") if _ROUND_TRIP in go.functions else 0,
+        plus_1(f"{_TRANSPORT}.ClientStream", "Stream"),
+        plus_1(f"{_TRANSPORT}.ServerStream", "Stream"),
+        at(f"{_TRANSPORT}.Stream", "id"),
+        at(f"{_TRANSPORT}.http2Client", "conn"),
+        at(f"{_TRANSPORT}.http2Server", "conn"),
+    )
+
+
+def _program(pid: int) -> str:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+class Contexts:
+    """Looks at processes in a thread of its own, so that nothing waits for it but start().
+
+    say: told, once for each file, why the contexts in it can't be read or probed.
+    """
+
+    def __init__(self, kernel: Kernel, say: Callable[[str], None]) -> None:
+        self._map = kernel.map_fd("runtimes")
+        self._programs = {name: kernel.program_fd(name) for name in PROGRAMS}
+        self._say = say
+        self._said: set[tuple[int, int]] = set()
+        self._runtimes = Runtimes()
+        self._probes: list[uprobes.Uprobe] = []
+        self._queue: queue.Queue[int] = queue.Queue(_QUEUE)
+        self._later: list[tuple[float, int, int]] = []  # when, process, how often before
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="contexts", daemon=True)
+        self.overlooked = 0  # processes that found the queue full: nothing is linked in them
+
+    def start(self) -> None:
+        """Look at every process there is, then wait for new ones."""
+        for name in os.listdir("/proc"):
+            if name.isdigit() and int(name) != os.getpid():
+                self._look(int(name), 0)
+        self._thread.start()
+
+    def exec(self, pid: int) -> None:
+        """Take note that a process has a new image; never blocks."""
+        try:
+            self._queue.put_nowait(pid)
+        except queue.Full:
+            self.overlooked += 1
+
+    def close(self) -> None:
+        """Take all uprobes off."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for probe in self._probes:
+            probe.close()
+        self._probes.clear()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            now = time.monotonic()
+            due = [entry for entry in self._later if entry[0] <= now]
+            self._later = [entry for entry in self._later if entry[0] > now]
+            for _, pid, tried in due:
+                self._look(pid, tried)
+            try:
+                self._look(self._queue.get(timeout=0.05 if self._later else 0.2), 0)
+            except queue.Empty:
+                continue
+
+    def _look(self, pid: int, tried: int) -> None:
+        found = self._runtimes.look(pid, again=True)
+        if found is None:
+            return
+        if not found.ready:
+            if tried < len(_AGAIN):
+                self._later.append((time.monotonic() + _AGAIN[tried], pid, tried + 1))
+            return
+        if found.reason and found.file not in self._said:
+            self._said.add(found.file)
+            self._say(f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}")
+        try:
+            if found.first:
+                self._probe(found)
+        except KernelError as error:
+            self._say(f"{error}; links inside such processes will be missing")
+            return
+        try:
+            sys.map_update(self._map, struct.pack("=I", pid), value_of(found))
+        except OSError as error:
+            self._say(f"process {pid} can't be linked in: {error.strerror}")
+
+    def _probe(self, found: Found) -> None:
+        """Attach what the runtime needs to its file, for all its processes."""
+        match found.runtime:
+            case CPython(copy_current=int(offset)):
+                self._attach("python_copied", found.path, offset, at_return=True)
+            case Go(functions=functions):
+                for name in functions.keys() & GO_PROBES.keys():
+                    self._attach(GO_PROBES[name], found.path, functions[name].cheap)
+            case Node(turns=turns):
+                for offset in turns:
+                    self._attach("node_turn", found.path, offset)
+
+    def _attach(self, program: str, path: Path, offset: int, *, at_return: bool = False) -> None:
+        probe = uprobes.attach(self._programs[program], path, offset, at_return=at_return)
+        self._probes.append(probe)
+
+
+class Announced:
+    """Processes for the reassembler, whose execs are announced to Contexts as well."""
+
+    def __init__(self, processes: Processes, contexts: Contexts) -> None:
+        self._processes = processes
+        self._contexts = contexts
+
+    def exec(
+        self, tgid: int, start_ns: int, comm: str, exe: str, argv: Sequence[str], cgroup_id: int
+    ) -> None:
+        """Take note that a process has a new image."""
+        self._contexts.exec(tgid)
+        self._processes.exec(tgid, start_ns, comm, exe, argv, cgroup_id)
+
+    def resource(self, tgid: int, start_ns: int, comm: str, cgroup_id: int) -> Resource:
+        """Describe a process."""
+        return self._processes.resource(tgid, start_ns, comm, cgroup_id)

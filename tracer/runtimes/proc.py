@@ -1,0 +1,99 @@
+"""One process as /proc shows it: what it maps, and its memory (read only)."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from tracer.runtimes.elf import Elf
+
+
+@dataclass(frozen=True, slots=True)
+class Mapping:
+    """A file mapped into a process: the lowest of its lines in /proc/PID/maps."""
+
+    start: int
+    end: int
+    offset: int
+    path: str  # as the process sees it
+
+    @property
+    def name(self) -> str:
+        """Return the file's own name, without what the kernel adds to a removed one's."""
+        return self.path.removesuffix(" (deleted)").rpartition("/")[2]
+
+    def file(self, pid: int, root: Path = Path("/proc")) -> Path:
+        """Return a path to the file that works here, also into containers, while pid lives."""
+        exact = root / str(pid) / "map_files" / f"{self.start:x}-{self.end:x}"
+        if os.access(exact, os.R_OK):  # needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
+            return exact
+        return root / str(pid) / "root" / self.path.lstrip("/")
+
+
+def mappings(pid: int, root: Path = Path("/proc")) -> list[Mapping]:
+    """Return the files a process maps, lowest address first. Raises OSError: gone, or no right."""
+    seen: dict[tuple[str, str], Mapping] = {}
+    text = (root / str(pid) / "maps").read_text(encoding="utf-8", errors="surrogateescape")
+    for line in text.splitlines():
+        parts = line.split(None, 5)
+        if len(parts) < 6 or not parts[5].startswith("/"):
+            continue
+        start, _, end = parts[0].partition("-")
+        where = Mapping(int(start, 16), int(end, 16), int(parts[2], 16), parts[5])
+        seen.setdefault((parts[3], parts[4]), where)
+    return list(seen.values())
+
+
+class Memory:
+    """A process's memory. Every reading method raises OSError where nothing is mapped."""
+
+    def __init__(self, pid: int, root: Path = Path("/proc")) -> None:
+        self._fd = os.open(root / str(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
+
+    def __enter__(self) -> Memory:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+    def read(self, address: int, size: int) -> bytes:
+        """Return exactly `size` bytes."""
+        if not 0 < address < 1 << 63:
+            raise OSError(14, f"no memory at {address:#x}")
+        raw = os.pread(self._fd, size, address)
+        if len(raw) != size:
+            raise OSError(14, f"no memory at {address:#x}")
+        return raw
+
+    def u64(self, address: int) -> int:
+        """Return a 64-bit word, a pointer for one."""
+        return int(struct.unpack("<Q", self.read(address, 8))[0])
+
+    def u32(self, address: int) -> int:
+        """Return a 32-bit word."""
+        return int(struct.unpack("<I", self.read(address, 4))[0])
+
+    def text(self, address: int, most: int = 64) -> str:
+        """Return a C string of at most `most` bytes that lie in one piece."""
+        return self.read(address, most).split(b"\0")[0].decode("utf-8", "replace")
+
+
+@contextmanager
+def opened(path: Path | str) -> Iterator[Elf]:
+    """Map a file and read it as ELF. Raises OSError, ElfError."""
+    with open(path, "rb") as file:
+        if os.fstat(file.fileno()).st_size == 0:
+            raise OSError(8, f"{path} is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            yield Elf(data)
