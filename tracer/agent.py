@@ -18,11 +18,13 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from types import FrameType
-from typing import Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+from collector.options import DEFAULT_QUERY
 from proto.wirespan.v1 import control_pb2
 from tracer import installed, render, status
 from tracer.clock import unix_offset_ns
+from tracer.contexts import Announced, Contexts
 from tracer.control import Control, ControlServer
 from tracer.errors import UsageError, WirespanError
 from tracer.export import Exporter
@@ -30,6 +32,7 @@ from tracer.export_config import ExportConfig
 from tracer.flows import Reassembler
 from tracer.instance import InstanceLock
 from tracer.kernel.loader import Filters, Kernel, Settings
+from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
 from tracer.metrics import Metrics, wanted
 from tracer.monitor import Gauges, Monitor
@@ -41,9 +44,13 @@ from tracer.resource import host_attributes, tracer_attributes
 from tracer.routes import RouteTable
 from tracer.sinks import Output, Render, Sink, TailHub
 
+if TYPE_CHECKING:
+    from tracer.store import StoreSink
+
 SAMPLE_S = 1.0
-# How long each part of the end may take: the ring, then output, spans, metrics.
-DRAIN_S, OUTPUT_S, EXPORT_S, METRICS_S = 3.0, 20.0, 5.0, 1.0
+# How long each part of the end may take: the ring, then output, spans, store, metrics.
+DRAIN_S, OUTPUT_S, EXPORT_S, STORE_S, METRICS_S = 3.0, 20.0, 5.0, 10.0, 1.0
+STORE_FAILED_S = 2.0
 MAX_ROUTES = 1_000
 # How long a thread may keep the interpreter from another, in seconds: the ring fills meanwhile.
 SWITCH_S = 0.001
@@ -86,6 +93,11 @@ class Agent:
             )
         config = _export_config(options)
         self._config = config
+        if options.downstream and not config:
+            raise UsageError(
+                "--stitch collector: there is no OTLP endpoint that a collector could be at",
+                "give --otlp-endpoint, for example http://HOST:4317",
+            )
 
         lock = InstanceLock(options.socket)
         lock.acquire()
@@ -99,7 +111,11 @@ class Agent:
         kernel = Kernel(
             installed.object_path(),
             _filters(options),
-            Settings(ring_bytes=options.ring_bytes, max_connections=options.max_connections),
+            Settings(
+                ring_bytes=options.ring_bytes,
+                max_connections=options.max_connections,
+                knobs={"cfg_link": 1},
+            ),
         )
         kernel.load()
         self._kernel = status.KernelView(kernel)
@@ -107,6 +123,11 @@ class Agent:
         self._loaded = kernel
         if options.program_stats:
             stack.callback(os.close, kernel.enable_stats())
+
+        self._store_failure = ""
+        self._store = self._open_store()
+        if self._store:
+            stack.callback(self._store.close, STORE_FAILED_S)
 
         self._hub = TailHub()
         self._output: Output | None = None
@@ -117,8 +138,10 @@ class Agent:
                 self._output_broken,
                 lambda: self._pipeline.busy(),
             )
+        self._contexts = Contexts(kernel, say)
+        stack.callback(self._contexts.close)
         self._reassembler = Reassembler(
-            ProcessTable(host_attributes(environ)),
+            Announced(ProcessTable(host_attributes(environ)), self._contexts),
             RouteTable(MAX_ROUTES),
             base.Settings(
                 query=cast(Literal["mask", "raw", "drop"], options.query),
@@ -126,10 +149,16 @@ class Agent:
                 seed=secrets.randbits(64),
             ),
         )
+        self._stitcher = Stitcher(options.downstream)
         sinks: list[Sink] = [self._hub]
-        sinks += [sink for sink in (self._exporter, self._output) if sink]
+        sinks += [sink for sink in (self._exporter, self._output, self._store) if sink]
         self._pipeline = Pipeline(
-            kernel.ring, self._reassembler.feed, unix_offset_ns, sinks, self._feed_failed
+            kernel.ring,
+            self._reassembler.feed,
+            unix_offset_ns,
+            sinks,
+            self._feed_failed,
+            stitch=self._stitcher,
         )
         self._metrics: Metrics | None = None
         self._monitor = Monitor(self._counts, self._losses, self._gauges)
@@ -139,6 +168,25 @@ class Agent:
         )
         if wanted(environ):
             self._metrics = self._start_metrics(environ)
+
+    def _open_store(self) -> StoreSink | None:
+        """Open the store, where there should be one; raises WirespanError if it was asked for."""
+        options = self._options.store
+        if not options.wanted(exported=self._config is not None):
+            return None
+        # Its database takes time and memory that a tracer without it need not spend.
+        from tracer.store import StoreSink
+
+        store = StoreSink(options, lambda: self._pipeline.busy(), say)
+        try:
+            store.start()
+        except WirespanError as error:
+            if options.asked:
+                raise
+            self._store_failure = str(error)
+            say(f"traces are not stored: {error} (--store, --query-address; --store none)")
+            return None
+        return store
 
     def _start_metrics(self, environ: Mapping[str, str]) -> Metrics | None:
         # The SDK reads its settings from here and nowhere else.
@@ -158,6 +206,7 @@ class Agent:
             self._pipeline.start()
             try:
                 self._control.start()
+                self._contexts.start()
                 self._loaded.attach()
                 self._banner()
                 with _ready_file(self._options.ready_file):
@@ -165,6 +214,9 @@ class Agent:
             finally:
                 self._end()
         say(summary(self._counts(), self._losses()))
+        if self._store:
+            stored = self._store.counts()["store_spans"]
+            say(f"{stored} spans stored in {self._store.directory}, to be asked for while one runs")
         if self._failure:
             raise WirespanError(self._failure)
         return 0
@@ -205,6 +257,8 @@ class Agent:
             self._output.close(OUTPUT_S)
         if self._exporter:
             self._exporter.close(EXPORT_S)
+        if self._store:
+            self._store.close(STORE_S)
         if self._metrics:
             self._metrics.close(METRICS_S)
         self._control.close()
@@ -237,7 +291,7 @@ class Agent:
         """Every loss there can be, by short name, the kernel's first."""
         losses = {loss.name: 0 for loss in (*KERNEL.values(), *USER.values())}
         losses |= self._kernel.losses()
-        losses |= self._reassembler.losses()
+        losses |= self._reassembler.losses() | self._stitcher.losses()
         losses["reader_full"] = self._pipeline.reader_full
         losses["feed_failed"] = self._pipeline.failed
         losses["tail_full"] = self._hub.dropped
@@ -246,6 +300,8 @@ class Agent:
         if self._exporter:
             dropped = self._exporter.stats().dropped
             losses |= {EXPORT_LOSSES[reason]: count for reason, count in dropped.items()}
+        if self._store:
+            losses |= self._store.losses()
         return losses
 
     def _gauges(self) -> Gauges:
@@ -265,7 +321,14 @@ class Agent:
             self._monitor,
             self._export_status,
             len(self._hub),
+            self._stored(),
         )
+
+    def _stored(self) -> status.Stored | None:
+        if self._store is None:
+            failure = self._store_failure
+            return status.Stored("", "", {}, failure) if failure else None
+        return status.Stored(self._store.directory, self._store.address, self._store.counts())
 
     def _export_status(self) -> status.Export | None:
         if self._config is None or self._exporter is None:
@@ -285,6 +348,9 @@ class Agent:
         what = " ".join(filter_flags(self._options)) or "this whole host"
         say(f"{attached} programs attached, tracing {what}")
         say(f"spans go to {self._destinations()}; status and tail: {self._options.socket}")
+        if self._store and (address := self._store.address):
+            flag = "" if address == DEFAULT_QUERY else f" --query-address {address}"
+            say(f"traces: {installed.command()} traces{flag}; Jaeger's API: http://{address}")
 
     def _destinations(self) -> str:
         places = []
@@ -293,7 +359,9 @@ class Agent:
         export = self._export_status()
         if export:
             places.append(f"{export.endpoint} ({export.protocol})")
-        return " and ".join(places) or "nobody (set --otlp-endpoint)"
+        if self._store:
+            places.append(self._store.directory)
+        return " and ".join(places) or "nobody (set --otlp-endpoint or --store)"
 
 
 def say(text: str) -> None:

@@ -11,6 +11,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from collector.commands import QueryOptions
+from collector.options import CollectOptions
 from tracer.errors import WirespanError
 from tracer.options import (
     DoctorOptions,
@@ -58,6 +60,14 @@ def _dispatch(options: Options) -> int:
             from tracer.replay import command
 
             return command.run(options)
+        case CollectOptions():
+            from collector import command as collecting
+
+            return collecting.collect(options)
+        case QueryOptions():
+            from collector import commands
+
+            return commands.run(options)
         case StatusOptions():
             from tracer import client
 

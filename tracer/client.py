@@ -125,6 +125,7 @@ def status_lines(reply: control_pb2.StatusReply) -> Iterator[str]:
     )
     yield f"traces {' '.join(reply.filters) or 'this whole host'}"
     yield from _export_lines(reply.export)
+    yield from _store_lines(reply.store)
 
     attached = sum(program.attached for program in reply.programs)
     yield ""
@@ -179,6 +180,18 @@ def _export_lines(export: control_pb2.Export) -> Iterator[str]:
     yield from _table((count.name, str(count.value)) for count in export.counts)
     if export.last_error:
         yield f"  last error: {export.last_error}"
+
+
+def _store_lines(store: control_pb2.Store) -> Iterator[str]:
+    if not store.directory:
+        yield f"stores nothing: {store.failure}" if store.failure else "stores nothing"
+        return
+    asked = f", queries on http://{store.query_address}" if store.query_address else ""
+    yield f"stores spans in {store.directory}{asked}"
+    yield from _table(
+        (count.name, _bytes(count.value) if count.name.endswith("_bytes") else str(count.value))
+        for count in store.counts
+    )
 
 
 def _table(rows: Iterable[Sequence[str]]) -> Iterator[str]:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
 from statistics import median_low
 
+from tracer.errors import UsageError
+
 SAMPLES = 5
+# For tests of clock skew: this host's clock is taken to be so many ms ahead of what it shows.
+OFFSET_VARIABLE = "WIRESPAN_CLOCK_OFFSET_MS"
 
 
 def unix_offset_ns(samples: int = SAMPLES) -> int:
@@ -15,7 +20,7 @@ def unix_offset_ns(samples: int = SAMPLES) -> int:
     of `samples` discards those in which this thread was preempted. A batch measured after
     the wall clock was stepped carries the new time: spans follow the clock, as logs do.
     """
-    return median_low(_sample() for _ in range(samples))
+    return median_low(_sample() for _ in range(samples)) + _SKEW_NS
 
 
 def _sample() -> int:
@@ -23,3 +28,14 @@ def _sample() -> int:
     unix = time.clock_gettime_ns(time.CLOCK_REALTIME)
     after = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     return unix - (before + after) // 2
+
+
+def _skew_ns() -> int:
+    text = os.environ.get(OFFSET_VARIABLE) or "0"
+    try:
+        return int(text) * 1_000_000
+    except ValueError:
+        raise UsageError(f"{OFFSET_VARIABLE}: {text!r} is not a whole number of ms") from None
+
+
+_SKEW_NS = _skew_ns()

@@ -77,6 +77,17 @@ class Words:
                 state[rows] = absorb(state[rows], word)
         return state
 
+    def take(self, rows: Rows, off: Column, width: int) -> NDArray[np.uint8]:
+        """Return the `width` bytes and more from `off` on of some rows, (m, width or more).
+
+        off: intp (m,), inside the row's used bytes. What lies beyond them is undefined.
+        """
+        start = self._base[rows] + off
+        words = np.empty((len(rows), -(-width // WORD)), dtype=np.uint64)
+        for number in range(words.shape[1]):
+            words[:, number] = self._words[np.minimum(start + number * WORD, len(self._words) - 1)]
+        return words.view(np.uint8)
+
     def slice(self, row: int, off: int, length: int) -> bytes:
         """Return one string."""
         return self.bytes[row, off : off + length].tobytes()

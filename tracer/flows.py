@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer import ids
-from tracer.columns import U64, Rows, absorb
+from tracer.columns import U64, Rows, absorb, nonzero
 from tracer.flow import Flag, Kind, Protocol, Role
+from tracer.link.headers import nobody
 from tracer.protocols.base import (
     Columns,
     Decoder,
@@ -30,15 +31,17 @@ from tracer.protocols.http2 import Http2
 from tracer.protocols.mysql import MySql
 from tracer.protocols.postgresql import PostgreSql
 from tracer.protocols.redis import Redis
-from tracer.spans import SpanBatch, Text
+from tracer.spans import EVIDENCE, Links, Remote, SpanBatch, Text
 
 NewDecoder = Callable[[Shapes, Routes, Settings], Decoder]
 
 # Plain numbers, since numpy takes its time to find out that an IntEnum is one.
-_EXCHANGE, _EXEC = int(Kind.EXCHANGE), int(Kind.EXEC)
+_EXCHANGE, _EXEC, _HANDOVER = int(Kind.EXCHANGE), int(Kind.EXEC), int(Kind.HANDOVER)
 _LAST_KIND = max(Kind)
 _CLIENT, _SERVER = int(Role.CLIENT), int(Role.SERVER)
 _IDS_PRIVATE = np.uint32(Flag.IDS_PRIVATE)
+# Of flow_exchange_id() in ebpf/flow.h.
+_EXCHANGE_FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 DECODERS: Mapping[int, NewDecoder] = {
     Protocol.HTTP1: Http1,
@@ -86,13 +89,16 @@ class Reassembler:
         """
         self._shapes.renew()
         process = self._processes(records)
+        handovers: U64 | None = None
         kind = records["kind"]
         if (kind != _EXCHANGE).any():
             self._take_execs(records, process)
-            flows = np.flatnonzero((kind != _EXEC) & (kind >= _EXCHANGE) & (kind <= _LAST_KIND))
-            self._losses["unknown_record"] += (
-                len(kind) - len(flows) - int(np.count_nonzero(kind == _EXEC))
-            )
+            handed = records[kind == _HANDOVER]
+            if len(handed):
+                handovers = np.stack((handed["conn_id"], handed["parent"]), axis=1)
+            known = (kind >= _EXCHANGE) & (kind <= _LAST_KIND)
+            self._losses["unknown_record"] += int(np.count_nonzero(~known))
+            flows = np.flatnonzero(known & (kind != _EXEC) & (kind != _HANDOVER))
             records, process = records[flows], process[flows]
         images = self._shapes.images(process)
         if images is not None:
@@ -102,10 +108,10 @@ class Reassembler:
         if len(parts) == 1:
             rows, columns = parts[0]
             if len(rows) < len(records):
-                records = records[rows]
-            return self._batch(records, columns, unix_offset_ns)
+                records, process = records[rows], process[rows]
+            return self._batch(records, process, columns, unix_offset_ns, handovers)
         rows, columns = _merge(parts, len(records))
-        return self._batch(records[rows], columns, unix_offset_ns)
+        return self._batch(records[rows], process[rows], columns, unix_offset_ns, handovers)
 
     def _processes(self, records: Records) -> U64:
         """Return a hash of each record's process, (n,)."""
@@ -138,7 +144,14 @@ class Reassembler:
         self._losses["unknown_record"] += len(records) - taken
         return parts
 
-    def _batch(self, records: Records, columns: Columns, unix_offset_ns: int) -> SpanBatch:
+    def _batch(
+        self,
+        records: Records,
+        process: U64,
+        columns: Columns,
+        unix_offset_ns: int,
+        handovers: U64 | None,
+    ) -> SpanBatch:
         """Add what all protocols have: ids, times, threads."""
         start = records["start_ns"]
         first_byte_ns = records["first_byte_ns"]
@@ -157,6 +170,8 @@ class Reassembler:
         if private.any():
             own = ids.private_keys(key, records["conn_id"], start, client, self._settings.seed)
             key = np.where(private, own, key)
+        links = _links(records, process, columns, key, client, private)
+        evidence = Text(np.zeros((len(records), 0), np.uint8), np.zeros(len(records), np.uint16))
         return SpanBatch(
             trace_id=ids.trace_id(key),
             span_id=ids.span_id(key, client),
@@ -170,8 +185,38 @@ class Reassembler:
                 THREAD: records["request_tid"].astype(np.int64),
                 FIRST_BYTE: to_first_byte,
             },
-            texts=columns.texts,
+            texts={**columns.texts, EVIDENCE: evidence},
+            links=links._replace(handovers=handovers),
         )
+
+
+def _links(
+    records: Records,
+    process: U64,
+    columns: Columns,
+    key: U64,
+    client: NDArray[np.bool_],
+    private: NDArray[np.bool_],
+) -> Links:
+    """Say what the spans of these records may hang on; all (n,)."""
+    start = records["start_ns"]
+    exchange = records["conn_id"] * _EXCHANGE_FACTOR ^ start
+    exchange ^= records["request_seq"].astype(np.uint64) << np.uint64(32)
+    # A client's side that doesn't share its numbers can't be told from the server's.
+    above = ids.client_span_id(key).view(np.uint64)[:, 0]
+    above[private] = 0
+    content = columns.content
+    return Links(
+        client=client,
+        exchange=nonzero(exchange),
+        parent=np.where(client, records["parent"], above),
+        evidence=records["evidence"].astype(np.uint8),
+        start_ns=start.copy(),
+        end_ns=records["end_ns"].copy(),
+        process=process,
+        content=np.zeros(len(records), np.uint64) if content is None else content,
+        remote=columns.remote or nobody(len(records)),
+    )
 
 
 def _merge(parts: list[tuple[Rows, Columns]], count: int) -> tuple[Rows, Columns]:
@@ -187,6 +232,8 @@ def _merge(parts: list[tuple[Rows, Columns]], count: int) -> tuple[Rows, Columns
     shape = np.zeros(total, dtype=np.int32)
     ints: dict[str, NDArray[np.int64]] = {}
     texts: dict[str, Text] = {}
+    remote = np.zeros((3, total), dtype=np.uint64)
+    content = np.zeros(total, dtype=np.uint64)
     for rows, columns in parts:
         at = place[rows]
         shape[at] = columns.shape
@@ -194,7 +241,13 @@ def _merge(parts: list[tuple[Rows, Columns]], count: int) -> tuple[Rows, Columns
             ints.setdefault(name, np.full(total, -1, dtype=np.int64))[at] = values
         for name, text in columns.texts.items():
             texts[name] = _lay(text, at, texts.get(name), total)
-    return np.flatnonzero(taken), Columns(shape, ints, texts)
+        if columns.remote is not None:
+            for whole, words in zip(remote, columns.remote, strict=True):
+                whole[at] = words
+        if columns.content is not None:
+            content[at] = columns.content
+    made = Columns(shape, ints, texts, remote=Remote(*remote), content=content)
+    return np.flatnonzero(taken), made
 
 
 def _lay(text: Text, at: Rows, below: Text | None, total: int) -> Text:

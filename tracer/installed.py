@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from pathlib import Path
@@ -27,3 +29,9 @@ def object_path() -> Path:
             "in a clone, build it: make build",
         )
     return OBJECT
+
+
+def command() -> str:
+    """What to type for this program: the path it was started by, where PATH has none."""
+    started = sys.argv[0]
+    return started if started.endswith("/wirespan") and not shutil.which("wirespan") else "wirespan"

@@ -62,6 +62,12 @@ USER: Mapping[str, Loss] = {
             "stream_forgotten", "an HTTP/2 stream's header fields found no room: they are unknown"
         ),
         Loss("time_reversed", "an exchange's times were out of order: its duration is given as 0"),
+        Loss(
+            "link_late", "the exchange that a client's span was made for came too late: no parent"
+        ),
+        Loss("link_split", "a span had left under another trace id before its trace was known"),
+        Loss("link_refused", "a client's span began before what it was said to be made for"),
+        Loss("link_full", "a span had to leave before its trace was known: too many waited"),
         Loss("output_full", "a span found no room before standard output: not printed"),
         Loss("tail_full", "a span found no room before a `wirespan tail`: not shown there"),
         Loss("export_queue_full", "a span found no room in the export queue: not exported"),
@@ -69,6 +75,13 @@ USER: Mapping[str, Loss] = {
         Loss("export_rejected", "the backend refused a span for good"),
         Loss("export_encode", "a span could not be serialised: a defect of this program"),
         Loss("export_unsent", "a span was still unsent when the tracer stopped"),
+        Loss("store_queue_full", "a span found no room before the store: not stored"),
+        Loss(
+            "store_failed",
+            "a span could not be written, the disk being full for example: not stored",
+        ),
+        Loss("store_corrupt", "a file of the store, or its log, could not be read: set aside"),
+        Loss("store_unwritten", "a span still waited for the store when the tracer stopped"),
     )
 }
 

@@ -19,6 +19,10 @@ MAX_TIMEOUT_S = 3_600.0
 
 _SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
+_AGE = re.compile(r"(\d{1,9})([smhd])")
+_AGE_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+MIN_STORE_BYTES, MAX_STORE_BYTES = 16 * 1024**2, 1024**4
+MIN_STORE_S, MAX_STORE_S = 60, 3_650 * 86_400
 
 
 def whole(option: str, least: int, most: int, what: str) -> Callable[[str], int]:
@@ -108,6 +112,24 @@ def ring_size(text: str) -> int:
             f"{PAGE_BYTES // 1024}K to {MAX_RING_BYTES // 1024**3}G",
         )
     return size
+
+
+def store_size(text: str) -> int:
+    """Bytes that a store may take, with suffixes."""
+    matched = _SIZE.fullmatch(text)
+    size = int(matched[1]) * _SIZE_UNITS[matched[2].upper()] if matched and len(text) < 20 else -1
+    if not MIN_STORE_BYTES <= size <= MAX_STORE_BYTES:
+        raise UsageError(f"--store-size: {text!r} is not a size", "16M to 1024G")
+    return size
+
+
+def store_age(text: str) -> int:
+    """Seconds that a store may keep spans for, with suffixes."""
+    matched = _AGE.fullmatch(text)
+    age_s = int(matched[1]) * _AGE_UNITS[matched[2]] if matched else -1
+    if not MIN_STORE_S <= age_s <= MAX_STORE_S:
+        raise UsageError(f"--store-age: {text!r} is not an age", "1m to 3650d, for example 12h")
+    return age_s
 
 
 def endpoint(text: str) -> str:

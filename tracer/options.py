@@ -8,14 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from collector import commands as querying
+from collector import options as collecting
+from collector.commands import QueryOptions
+from collector.options import CollectOptions
 from tracer import option_values as values
+from tracer import store_options
 from tracer.errors import UsageError
 from tracer.installed import version
 from tracer.instance import DEFAULT_SOCKET, SOCKET_VARIABLE
 from tracer.replay.options import EPILOG, ReplayOptions, add_arguments
+from tracer.store_options import StoreOptions
 
 RING_BYTES = 8 << 20
-CONNECTIONS = 4608
+CONNECTIONS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +40,7 @@ class RunOptions:
 
     otlp: by the last part of OTEL_EXPORTER_OTLP_... in lower case, what stands above the
         environment; in the form of the variable.
+    downstream: whether a `wirespan collect` behind the endpoint joins hosts.
     """
 
     include: Selection
@@ -45,6 +52,8 @@ class RunOptions:
     query: str
     sql: str
     otlp: tuple[tuple[str, str], ...]
+    downstream: bool
+    store: StoreOptions
     socket: str
     duration_s: float | None
     program_stats: bool
@@ -79,7 +88,16 @@ class VersionOptions:
     """`wirespan version`."""
 
 
-Options = RunOptions | ReplayOptions | StatusOptions | TailOptions | DoctorOptions | VersionOptions
+Options = (
+    RunOptions
+    | ReplayOptions
+    | CollectOptions
+    | QueryOptions
+    | StatusOptions
+    | TailOptions
+    | DoctorOptions
+    | VersionOptions
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +131,8 @@ def build_parser() -> argparse.ArgumentParser:
             "examples:\n"
             "  wirespan doctor                 can this kernel and user trace?\n"
             "  wirespan run                    a line for each exchange of this host\n"
+            "  wirespan traces                 the newest traces that it has stored\n"
+            "  wirespan trace ID               one of them, as a waterfall\n"
             "  wirespan status                 what runs, how fast, what was lost\n"
             "  wirespan tail 'status>=500'     only failures, from the tracer that runs\n"
             "\n"
@@ -123,6 +143,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_run(commands)
     _add_replay(commands)
+    _add_collect(commands)
+    querying.add_commands(commands, _Formatter)
     _add_status(commands)
     _add_tail(commands)
     _add_doctor(commands)
@@ -151,6 +173,7 @@ def _add_run(commands: Any) -> None:
         "examples:\n"
         "  wirespan run\n"
         "  wirespan run --port 8080 --exclude-exe /usr/bin/curl\n"
+        "  wirespan run --output none --store /srv/traces --store-size 20G --store-age 14d\n"
         "  wirespan run --output json --cgroup system.slice/nginx.service > spans.jsonl\n"
         "  wirespan run --output none --otlp-endpoint http://localhost:4317\n"
         "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 \\\n"
@@ -197,6 +220,13 @@ def _add_run(commands: Any) -> None:
     )  # fmt: skip
 
     _add_otlp(run, ", OTEL_RESOURCE_ATTRIBUTES and OTEL_METRICS_EXPORTER")
+    linking = run.add_argument_group("linking")
+    linking.add_argument(
+        "--stitch", choices=("host", "collector"), default="host",
+        help="where traces are put together: here alone; or collector: here what is of this host, "
+        "and across hosts by the `wirespan collect` at the OTLP endpoint (default: host)",
+    )  # fmt: skip
+    store_options.add_arguments(run)
     limits = run.add_argument_group("limits")
     limits.add_argument(
         "--ring-size", metavar="BYTES", type=values.ring_size, default=RING_BYTES,
@@ -228,6 +258,16 @@ def _add_replay(commands: Any) -> None:
             found.file, found.side, found.output, found.query, found.sql, _otlp_flags(found)
         )
     )
+
+
+def _add_collect(commands: Any) -> None:
+    collect = _command(
+        commands, "collect", "put the spans of many tracers together and send them on",
+        collecting.EPILOG,
+    )  # fmt: skip
+    collecting.add_arguments(collect)
+    _add_otlp(collect)
+    collect.set_defaults(make=lambda found: collecting.options(found, _otlp_flags(found)))
 
 
 def _add_output(out: Any) -> None:
@@ -360,6 +400,8 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         query=found.query,
         sql=found.sql,
         otlp=_otlp_flags(found),
+        downstream=found.stitch == "collector",
+        store=store_options.options(found),
         socket=found.control_socket,
         duration_s=found.duration,
         program_stats=found.program_stats,

@@ -12,6 +12,7 @@ import select
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,6 +32,8 @@ BUSY_FILL = 0.05
 READ_RECORDS = 4_096
 # Records per batch of spans: beyond this, larger batches save nothing and add latency.
 BATCH_RECORDS = 8_192
+# How often, at least, spans that wait for their trace are looked at, in seconds.
+FLUSH_S = 0.1
 # How long to leave the ring alone. Each visit costs about as much as a hundred records,
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
@@ -53,6 +56,16 @@ class RingLike(Protocol):
         """How full the ring is, from 0 to 1."""
 
 
+class Stitch(Protocol):
+    """What of tracer.link.stitch.Stitcher is used here; times are CLOCK_MONOTONIC ns."""
+
+    def feed(self, batch: SpanBatch, now_ns: int) -> Sequence[SpanBatch]:
+        """Take in spans; return those that need wait no more."""
+
+    def flush(self, now_ns: int, all: bool = False) -> Sequence[SpanBatch]:
+        """Return the spans that have waited for too long, or all that wait."""
+
+
 class Pipeline:
     """Owns both threads. Counters may be read from any thread at any time.
 
@@ -60,6 +73,7 @@ class Pipeline:
     offset_ns: measures that distance, once a batch.
     on_failure: told once what went wrong, when `feed` raises what it should not; the
         records are counted in `failed` and the pipeline goes on.
+    stitch: gives spans their traces and parents; None: they go out as they are.
     """
 
     def __init__(
@@ -70,17 +84,20 @@ class Pipeline:
         sinks: Sequence[Sink],
         on_failure: Callable[[BaseException], None],
         buffer_bytes: int = BUFFER_BYTES,
+        stitch: Stitch | None = None,
     ) -> None:
         self._ring = ring
         self._feed = feed
         self._offset_ns = offset_ns
         self._sinks = tuple(sinks)
         self._on_failure = on_failure
+        self._stitch = stitch
         self._buffer: BoundedQueue[Records] = BoundedQueue(buffer_bytes)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
         self._drain_until = 0.0
         self._started = False
+        self._failure_told = False
         self._shapes: Sequence[Shape] = ()
         self._kinds: list[int] = []
         self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
@@ -167,22 +184,42 @@ class Pipeline:
 
     def _work(self) -> None:
         size = 0
-        while chunks := self._buffer.get_up_to(size):
+        wait = FLUSH_S if self._stitch is not None else None
+        while not self._buffer.closed:
+            chunks = self._buffer.get_up_to(size, wait)
+            if not chunks:
+                self._try(self._stitched_late, 0)
+                continue
             records = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
             size = records.itemsize * BATCH_RECORDS
-            try:
-                batch = self._feed(records, self._offset_ns())
+            self._try(partial(self._make, records), len(records))
+        self._try(partial(self._stitched_late, all=True), 0)
+
+    def _make(self, records: Records) -> Sequence[SpanBatch]:
+        self.batches += 1
+        batch = self._feed(records, self._offset_ns())
+        return (
+            self._stitch.feed(batch, time.monotonic_ns()) if self._stitch is not None else (batch,)
+        )
+
+    def _stitched_late(self, all: bool = False) -> Sequence[SpanBatch]:
+        return self._stitch.flush(time.monotonic_ns(), all) if self._stitch is not None else ()
+
+    def _try(self, make: Callable[[], Sequence[SpanBatch]], records: int) -> None:
+        """Hand on the spans that `make` gives; where it fails, `records` are lost."""
+        try:
+            for batch in make():
                 self._count(batch)
                 if len(batch):
                     for sink in self._sinks:
                         sink.submit(batch)
-            except Exception as error:  # one bad batch must not end all tracing
-                if not self.failed:
-                    self._on_failure(error)
-                self.failed += len(records)
+        except Exception as error:  # one bad batch must not end all tracing
+            if not self._failure_told:
+                self._failure_told = True
+                self._on_failure(error)
+            self.failed += records
 
     def _count(self, batch: SpanBatch) -> None:
-        self.batches += 1
         if batch.shapes is not self._shapes:
             self._shapes, self._kinds = batch.shapes, []
         self._kinds.extend(shape.kind for shape in batch.shapes[len(self._kinds) :])

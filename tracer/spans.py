@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 
 AttributeValue = str | int | float | bool | tuple[str, ...]
 
+# The column, and attribute, that tells what says where a span hangs.
+EVIDENCE = "wirespan.link.evidence"
+
 KIND_INTERNAL, KIND_SERVER, KIND_CLIENT = 1, 2, 3
 STATUS_UNSET, STATUS_OK, STATUS_ERROR = 0, 1, 2
 
@@ -67,6 +70,45 @@ class Text(NamedTuple):
     length: NDArray[np.uint16]
 
 
+class Remote(NamedTuple):
+    """Parents that requests themselves name (traceparent and its like), (n,).
+
+    The ids as words that hold their bytes as they come. span: 0 where none is named.
+    """
+
+    trace_high: NDArray[np.uint64]
+    trace_low: NDArray[np.uint64]
+    span: NDArray[np.uint64]
+
+
+class Links(NamedTuple):
+    """What of n spans tells where they hang; see tracer.link.stitch.
+
+    client: bool (n,), whether the span is a client's side.
+    exchange: uint64 (n,), a server's side: the number by which its process's own requests
+        refer to it; a client's: that by which a handover does.
+    parent: uint64 (n,), a client's side: the `exchange` it was made for; a server's: the
+        word of its client's span id. 0: there is none.
+    evidence: uint8 (n,), enum flow_evidence: what says so of a client's side.
+    start_ns, end_ns: uint64 (n,), CLOCK_MONOTONIC.
+    process: uint64 (n,), a hash of the process.
+    content: uint64 (n,), a hash of method and target; 0: not to be compared.
+    handovers: uint64 (m, 2) or None: the `exchange` of a client's side, of this batch or one
+        before, and that of the server's side it turned out to be made for.
+    """
+
+    client: NDArray[np.bool_]
+    exchange: NDArray[np.uint64]
+    parent: NDArray[np.uint64]
+    evidence: NDArray[np.uint8]
+    start_ns: NDArray[np.uint64]
+    end_ns: NDArray[np.uint64]
+    process: NDArray[np.uint64]
+    content: NDArray[np.uint64]
+    remote: Remote
+    handovers: NDArray[np.uint64] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class SpanBatch:
     """n spans. Rows are in the order in which their exchanges ended.
@@ -78,6 +120,7 @@ class SpanBatch:
     ints: columns int64 (n,); a negative value means that this span lacks the attribute.
     texts: columns of strings; a zero length means that this span lacks the attribute,
         unless the shape gives it a prefix.
+    links: where the spans hang, as long as trace_id and parent_span_id don't say it yet.
     """
 
     trace_id: NDArray[np.uint8]
@@ -89,6 +132,7 @@ class SpanBatch:
     shapes: Sequence[Shape]
     ints: Mapping[str, NDArray[np.int64]]
     texts: Mapping[str, Text]
+    links: Links | None = None
 
     def __len__(self) -> int:
         return len(self.shape)

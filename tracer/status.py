@@ -27,6 +27,16 @@ class Export:
     last_error: str
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """Where spans are kept, who answers queries, and counts of the store; or why it isn't."""
+
+    directory: str
+    address: str
+    counts: Mapping[str, int]
+    failure: str = ""
+
+
 class KernelView:
     """The loaded kernel side for many threads, which the loader is not made for.
 
@@ -94,6 +104,7 @@ def reply(
     monitor: Monitor,
     export: Callable[[], Export | None],
     subscribers: int,
+    stored: Stored | None = None,
 ) -> control_pb2.StatusReply:
     """Gather a whole answer."""
     rates = monitor.rates()
@@ -151,6 +162,14 @@ def reply(
             rss_bytes=rss_bytes(),
         ),
         tail_subscribers=subscribers,
+        store=control_pb2.Store(
+            directory=stored.directory,
+            query_address=stored.address,
+            counts=_counters(stored.counts),
+            failure=stored.failure,
+        )
+        if stored
+        else None,
     )
 
 

@@ -159,6 +159,37 @@ def test_what_lies_in_the_ring_at_the_end_is_taken_along() -> None:
         assert len(sink.numbers()) == 10_000
 
 
+class Waiting:
+    """A stitcher that lets a batch go when it has waited for long, and all at the end."""
+
+    def __init__(self, wait_ns: int) -> None:
+        self._wait_ns = wait_ns
+        self._held: list[tuple[int, SpanBatch]] = []
+
+    def feed(self, batch: SpanBatch, now_ns: int) -> list[SpanBatch]:
+        self._held.append((now_ns, batch))
+        return self.flush(now_ns)
+
+    def flush(self, now_ns: int, all: bool = False) -> list[SpanBatch]:
+        ready = [one for came, one in self._held if all or came + self._wait_ns <= now_ns]
+        self._held = self._held[len(ready) :]
+        return ready
+
+
+def test_spans_that_wait_leave_without_new_records_and_at_the_end() -> None:
+    ring, sink = FakeRing(100), Collected()
+    pipe = Pipeline(ring, feed, lambda: 7, [sink], print, stitch=Waiting(150_000_000))
+    pipe.start()
+    ring.write(10)
+    wait_until(lambda: len(sink.numbers()) == 10)
+    assert (pipe.batches, pipe.server_spans) == (len(sink.batches), 5)
+    ring.write(10)
+    wait_until(lambda: pipe.records == 20)
+    pipe.stop(DEADLINE)
+    ring.close()
+    assert sink.numbers() == list(range(20))
+
+
 def test_traffic_without_end_does_not_keep_the_pipeline_from_ending() -> None:
     with pipeline(3_000_000) as (ring, pipe, _, _):
         stop = threading.Event()

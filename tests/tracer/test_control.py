@@ -87,6 +87,14 @@ def reply() -> control_pb2.StatusReply:
         ),
         filters=["--port=80"],
         process=control_pb2.Process(cpu_seconds=1.5, cpu_fraction=0.02, rss_bytes=50 << 20),
+        store=control_pb2.Store(
+            directory="/srv/traces",
+            query_address="127.0.0.1:16686",
+            counts=[
+                control_pb2.Counter(name="store_spans", value=4_321),
+                control_pb2.Counter(name="store_bytes", value=3 << 20),
+            ],
+        ),
     )  # fmt: skip
 
 
@@ -147,7 +155,19 @@ def test_status_of_a_tracer_without_anything_to_tell() -> None:
     lines = list(client.status_lines(control_pb2.StatusReply()))
     assert "traces this whole host" in lines
     assert "exports nothing: no OTLP endpoint is set" in lines
+    assert "stores nothing" in lines
     assert lines[-1] == "losses: none"
+
+
+def test_status_tells_where_spans_are_stored_or_why_not() -> None:
+    lines = list(client.status_lines(reply()))
+    at = lines.index("stores spans in /srv/traces, queries on http://127.0.0.1:16686")
+    assert [line.split() for line in lines[at + 1 : at + 3]] == [
+        ["store_spans", "4321"],
+        ["store_bytes", "3.0", "MiB"],
+    ]
+    failed = control_pb2.StatusReply(store=control_pb2.Store(failure="the disk is away"))
+    assert "stores nothing: the disk is away" in list(client.status_lines(failed))
 
 
 def test_status_as_json_has_every_field(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

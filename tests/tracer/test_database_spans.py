@@ -438,10 +438,10 @@ def test_what_ends_prepared_statements() -> None:
 def test_prepared_statements_of_postgresql() -> None:
     batch = feed(
         postgresql("P", statement="s1", query=SQL),
-        postgresql("E", statement="s1"),
-        postgresql("E", query="SELECT 1 FROM u"),
-        postgresql("E"),
-        postgresql("E", statement="s2"),
+        postgresql("E", statement="s1", request_messages=1),
+        postgresql("E", query="SELECT 1 FROM u", request_messages=1),
+        postgresql("E", request_messages=1),
+        postgresql("E", statement="s2", request_messages=1),
         postgresql("D", statement="s1"),
     )
     assert names_of(batch) == [
@@ -449,6 +449,37 @@ def test_prepared_statements_of_postgresql() -> None:
     ]  # fmt: skip
     assert attributes_of(batch, 1)["db.query.text"] == SQL
     assert attributes_of(batch, 4)["wirespan.incomplete"] == "statement_unknown"
+
+
+def test_portals_of_postgresql() -> None:
+    """An Execute without a Bind is of the statement that its portal was bound to."""
+    bound = {"request_messages": 1}
+    batch = feed(
+        postgresql("P", statement="s1", query="SELECT 1 FROM a"),
+        postgresql("B", statement="s1", portal="c1", **bound),
+        postgresql("E", portal="c1"),
+        postgresql("E", query="SELECT 1 FROM b", portal="c2", **bound),
+        postgresql("E", query="SELECT 1 FROM c", **bound),
+        postgresql("E", portal="c2"),
+        postgresql("E"),
+        postgresql("E", portal="c1"),
+        postgresql("E", portal="c3"),
+        postgresql("B", statement="s9", portal="c2", **bound),
+        postgresql("E", portal="c2"),
+        postgresql("E", portal="c1", sqlstate="34000", error="no portal"),
+        postgresql("E", portal="c1"),
+        postgresql("E", portal="c" * 64),
+        postgresql("E", statement="s1", portal="c" * 64, **bound),
+        postgresql("E", portal="c" * 64),
+    )
+    assert names_of(batch) == [
+        "PREPARE SELECT a", "BIND SELECT a", "SELECT a", "SELECT b", "SELECT c", "SELECT b",
+        "SELECT c", "SELECT a", "EXECUTE", "BIND", "EXECUTE", "EXECUTE", "EXECUTE", "EXECUTE",
+        "SELECT a", "EXECUTE",
+    ]  # fmt: skip
+    unknown = [attributes_of(batch, n).get("wirespan.incomplete") for n in range(len(batch))]
+    assert [n for n, why in enumerate(unknown) if why] == [8, 9, 10, 11, 12, 13, 15]
+    assert set(unknown) == {None, "statement_unknown"}
 
 
 def test_what_follows_an_error_in_a_batch_of_postgresql() -> None:

@@ -64,6 +64,7 @@ def enum_of(name: str) -> dict[str, int]:
         ("flow_flag", "FLOW_FLAG_", [flow.Flag]),
         ("flow_text", "FLOW_TEXT_", [flow.Slot, flow.Database, flow.Block, flow.Exec]),
         ("flow_family", "FLOW_FAMILY_", [flow.Family]),
+        ("flow_evidence", "FLOW_EVIDENCE_", [flow.Evidence]),
     ],
 )
 def test_enums_equal_the_header(name: str, prefix: str, mirrors: list[type[IntEnum]]) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.tracer.http2_wire import CALL, DONE, GET, OK, Pairs, Wire, one
+from tests.tracer.http2_wire import CALL, DONE, GET, OK, Pairs, Rows, Wire, feed, one
+from tests.tracer.records import attributes_of, shapes_of
 from tracer.flow import End, Family, Flag, Role
 from tracer.spans import KIND_CLIENT, KIND_SERVER, STATUS_ERROR, STATUS_UNSET
 
@@ -252,6 +253,48 @@ def test_a_call_cancelled_by_the_client_is_no_error_of_the_server() -> None:
     attributes, shape = one(wire.ask(1, CALL) + wire.over(1, end=End.RESET, code=8))
     assert attributes["rpc.response.status_code"] == "CANCELLED"
     assert shape.status == STATUS_UNSET and "error.type" not in attributes
+
+
+SECOND = 1_000_000_000
+CANCELS = [
+    # grpc-timeout, after (s), end, code, by the server: rpc.response.status_code
+    ("2S", 2.0, End.RESET, 8, False, "DEADLINE_EXCEEDED"),
+    ("1990m", 1.98, End.RESET, 8, False, "DEADLINE_EXCEEDED"),  # rounded up by the client
+    ("100m", 0.09, End.RESET, 8, False, "DEADLINE_EXCEEDED"),
+    ("100m", 0.085, End.RESET, 8, False, "CANCELLED"),
+    ("20m", 0.0175, End.RESET, 8, False, "CANCELLED"),
+    ("200000u", 3.0, End.RESET, 8, False, "DEADLINE_EXCEEDED"),
+    ("2S", 1.5, End.RESET, 8, False, "CANCELLED"),
+    ("1H", 2.0, End.RESET, 8, False, "CANCELLED"),
+    ("2S", 2.0, End.RESET, 8, True, "DEADLINE_EXCEEDED"),  # grpc-go's server
+    ("2S", 2.0, End.RESET, 7, False, "UNAVAILABLE"),
+    *(
+        (text, 2.0, End.RESET, 8, False, "CANCELLED")
+        for text in ("", "S", "2", "-1S", "123456789n")
+    ),
+]
+
+
+@pytest.mark.parametrize(("timeout", "after", "end", "code", "by_server", "status"), CANCELS)
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.SERVER])
+def test_a_deadline_that_passed(
+    role: Role, timeout: str, after: float, end: End, code: int, by_server: bool, status: str
+) -> None:
+    """It shows as RST_STREAM(CANCEL), after as long as grpc-timeout says."""
+    wire = Wire(role)
+    flags = Flag.RESPONSE if by_server else 0
+    rows: Rows = []
+    for stream, seconds in ((1, 0.001), (3, after)):
+        rows += wire.ask(stream, [*CALL, ("grpc-timeout", timeout)])
+        times = {"start_ns": SECOND, "end_ns": SECOND + int(seconds * SECOND)}
+        rows += wire.over(stream, end=end, code=code, flags=flags, **times)
+    batch = feed(rows)
+    early, late = attributes_of(batch, 0), attributes_of(batch, 1)
+    assert early["rpc.response.status_code"] != "DEADLINE_EXCEEDED"
+    assert late["rpc.response.status_code"] == status
+    if status == "DEADLINE_EXCEEDED":
+        assert late["error.type"] == status
+        assert "deadline" in shapes_of(batch)[int(batch.shape[1])].status_message
 
 
 def test_a_status_outlives_a_reset() -> None:

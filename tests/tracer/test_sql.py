@@ -300,6 +300,36 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memo._bytes < 100
 
 
+HALVED: list[tuple[Dialect, bytes, str]] = [
+    # A byte of 0x80 or more before a backslash or a backtick: one character of GBK, or two.
+    ("mysql", b"select '\xbf\\' or 'XYZZY25", "select ?"),
+    ("mysql", b"select '\xbf\\' or 'XYZZY25'", "select ?"),
+    ("mysql", b"select a, '\xe4\xbd\xa0\\' or 'XYZZY25' from t", "select a, ?"),
+    ("mysql", b'select "\xbf\\" or \'XYZZY25"\'', "select ?"),
+    ("mysql", b"select '\xbf\\\\' or 'XYZZY25'", "select ?"),
+    ("mysql", b"select '\xbf\\' or \"\xbf\\\" or '", "select ?"),
+    ("mysql", b"select `\xbf`, 'a`XYZZY25' from t", "select ?"),
+    ("mysql", b"select \xbf` from t where a='`XYZZY25'", "select ?"),
+    ("postgresql", "select E'\u00e9\\' or 'XYZZY25'".encode(), "select ?"),
+    # What all readings agree on stays.
+    ("mysql", "select '\u00e9\\n' from t where a='XYZZY25'".encode(), "select ? from t where a=?"),
+    ("mysql", "select `\u00e9`, 'XYZZY25' from t".encode(), "select `\u00e9`, ? from t"),
+    ("mysql", b"select 'a\\'b' from t", "select ? from t"),
+    ("postgresql", "select 'c:\u00e9\\', 'XYZZY25' from t".encode(), "select ?, ? from t"),
+]
+
+
+@pytest.mark.parametrize(("dialect", "raw", "masked"), HALVED)
+def test_what_may_be_half_a_character_hides_what_follows(
+    dialect: Dialect, raw: bytes, masked: str
+) -> None:
+    """In GBK, Big5 and Shift JIS a backslash may be a character's second byte."""
+    for cut in (False, True):
+        found = Statements(dialect).get(raw, cut)
+        assert "XYZZY25" not in "".join(map(str, found))
+        assert found.masked == masked
+
+
 def test_statements_that_differ_in_literals_are_one() -> None:
     memo = Statements("mysql")
     one = memo.get(b"SELECT a FROM t WHERE b = 5 AND c = 'x'")

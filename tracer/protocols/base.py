@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tracer.columns import I32, U64, Table
 from tracer.flow import Exec
-from tracer.spans import Resource, Shape, Text
+from tracer.spans import EVIDENCE, Remote, Resource, Shape, Text, TextColumn
 
 Records = NDArray[np.void]
 
@@ -77,12 +77,17 @@ class Columns(NamedTuple):
     """A decoder's part of a SpanBatch, (m,): spans in the order of the rows it was given.
 
     rows: which of the rows given became spans, ascending; None: all of them.
+    remote: the parents that requests name; None: none does.
+    content: uint64 (m,), a hash of what a proxy passes on as it is (method and target), 0
+        for none, alike in all protocols; None: nothing of the kind.
     """
 
     shape: I32
     ints: Mapping[str, NDArray[np.int64]]
     texts: Mapping[str, Text]
     rows: NDArray[np.intp] | None = None
+    remote: Remote | None = None
+    content: U64 | None = None
 
 
 class Shapes:
@@ -112,8 +117,9 @@ class Shapes:
             self._begin()
 
     def add(self, shape: Shape) -> int:
-        """Add a shape and return its index."""
-        self.shapes.append(shape)
+        """Add a shape and return its index; its spans may tell why they hang where they do."""
+        evidence = TextColumn(EVIDENCE, "", EVIDENCE)
+        self.shapes.append(replace(shape, texts=(*shape.texts, evidence)))
         return len(self.shapes) - 1
 
     def resource(self, record: np.void) -> Resource:

@@ -27,7 +27,7 @@ from tracer.protocols.http1_shape import PEER_PORT, unix_path_of
 from tracer.protocols.sql import Dialect, Statements
 
 MAX_SESSIONS = 16384
-MAX_PREPARED = 1024  # statements remembered per connection
+MAX_PREPARED = 1024  # statements remembered per connection, and portals
 MAX_TEXT = 8192  # bytes of a string, over all its parts
 MAX_UNDER_WAY = 64  # exchanges with parts per connection
 MAX_KNOWN = 8192
@@ -58,7 +58,8 @@ class Change(NamedTuple):
     """What an exchange makes of its session.
 
     system, namespace: the new ones; None: as before. query: prepared from now on, by `name`,
-    or by flow_record.stream_id if that is None. portal: another name for it. forget: what was
+    or by flow_record.stream_id if that is None. portal: what `query` is bound to from now on;
+    if that is None, what the portal was bound to is gone or not known. forget: what was
     prepared is gone. failed: requests with the same flow_record.stream_id are passed over.
     """
 
@@ -66,7 +67,7 @@ class Change(NamedTuple):
     namespace: str | None = None
     query: Query | None = None
     name: bytes | None = None
-    portal: bytes = b""
+    portal: bytes | None = None
     forget: bool = False
     failed: bool = False
 
@@ -133,8 +134,11 @@ class Session:
         if change.query is not None:
             self.last = change.query
             _keep(self.prepared, stream_id if change.name is None else change.name, change.query)
-            if change.portal:
+        if change.portal is not None:
+            if change.query is not None:
                 _keep(self.portals, change.portal, change.query)
+            else:
+                self.portals.pop(change.portal, None)
 
 
 class _Parts:
@@ -197,10 +201,11 @@ class DatabaseDecoder:
         self._known: dict[object, _Known] = {}
         self._made: dict[tuple[int, Facts], int] = {}
 
-    def subject(self, session: Session, stream_id: int, string: String) -> object:
+    def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
         """Return what an exchange refers to of its session; Query, or None if unknown.
 
-        string: gives a slot's string, if the exchange came without parts.
+        arguments: as Exchange's. string: gives a slot's string, if the exchange came without
+        parts.
         """
         raise NotImplementedError
 
@@ -229,7 +234,7 @@ class DatabaseDecoder:
         returns: list[bool] = []
         affects: list[bool] = []
         text, width, used = batch.text, batch.width, batch.used
-        for row, (kind, conn, ports, old, head, method, stream_id, parts) in enumerate(
+        for row, (kind, conn, ports, old, head, method, stream_id, arguments, parts) in enumerate(
             batch.columns
         ):
             if kind != _EXCHANGE:
@@ -244,7 +249,7 @@ class DatabaseDecoder:
                 content = self._whole(session, batch, row, parts)
             subject = None
             if method in methods:
-                subject = self.subject(session, stream_id, partial(batch.string, row))
+                subject = self.subject(session, stream_id, arguments, partial(batch.string, row))
             key = head, content, session.context, subject
             known = known_.get(key)
             if known is None:

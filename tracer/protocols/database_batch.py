@@ -27,7 +27,7 @@ class Batch:
 
     columns: kind; connection and side; ports; whether older than the tracer; a hash of the
     process and all that tells what a record means but its text, its session and stream_id;
-    method; stream_id; number of parts.
+    method; stream_id; arguments, at most MAX_ARGUMENTS; number of parts.
     ends: a hash of the process and all that `end` returns.
     """
 
@@ -63,6 +63,7 @@ class Batch:
                 head.tolist(),
                 records["method"].tolist(),
                 records["stream_id"].tolist(),
+                arguments.tolist(),
                 records["version"].tolist(),
                 strict=True,
             )

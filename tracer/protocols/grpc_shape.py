@@ -9,9 +9,10 @@ Decisions where the conventions leave room:
   and `.size` (bytes of DATA without padding), likewise of the response.
 - A call without a `grpc-status` gets the one that gRPC clients have to make of what came
   instead: of a reset stream's HTTP/2 error code, of an HTTP status other than 200, of a
-  header block that ended the response without (UNKNOWN). A deadline that ran out at the
-  client shows as what it sent: RST_STREAM(CANCEL), so CANCELLED. If the connection ended,
-  nothing says more than `error.type` (the table in tracer.protocols.http1_shape).
+  header block that ended the response without (UNKNOWN). A deadline that runs out shows
+  as RST_STREAM(CANCEL) of the client or, grpc-go, the server, like a call that is cancelled:
+  DEADLINE_EXCEEDED, if the client had waited for as long as its `grpc-timeout` said. If the connection ended, nothing says more than
+  `error.type` (the table in tracer.protocols.http1_shape).
 
 Source: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/ (semantic conventions 1.45);
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md (HTTP2 Transport Mapping);
@@ -120,10 +121,11 @@ _OF_HTTP_STATUS = {
 
 
 class Reset(NamedTuple):
-    """A RST_STREAM: its error code, and who sent it."""
+    """A RST_STREAM: its error code, who sent it, and whether the call's time was up."""
 
     code: int
     by_server: bool
+    expired: bool = False
 
     @property
     def name(self) -> str:
@@ -133,6 +135,12 @@ class Reset(NamedTuple):
     @property
     def message(self) -> str:
         """The status's message."""
+        if self.expired:
+            return f"the deadline passed: {self._told}"
+        return self._told
+
+    @property
+    def _told(self) -> str:
         return f"the {'server' if self.by_server else 'client'} reset the stream: {self.name}"
 
 
@@ -214,6 +222,8 @@ def _outcome(call: Call, head: Head) -> _Outcome:
         return _of_code(_code(call.status), call.message, head.server)
     if call.reset:
         code = _OF_HTTP2_ERROR.get(call.reset.name, "INTERNAL")
+        if call.reset.expired:
+            code = "DEADLINE_EXCEEDED"
         return _of_code(code, call.reset.message, head.server)
     failure = failure_of(head)
     if failure:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from tracer.columns import I32, U64, Column, Rows, Table, Words, absorb, distinct, nonzero
 from tracer.flow import Method, Role, Slot
+from tracer.link.headers import Headers
 from tracer.protocols import http1_shape as shapes
 from tracer.protocols.base import Columns, Records, Routes, Settings, Shapes
 from tracer.protocols.http1_target import MAX_BYTES, Target, TargetClass, parse
-from tracer.spans import Text
+from tracer.spans import Remote, Text
 
 # Targets remembered; when there are more, all are forgotten, since a table that tells old
 # from new would cost more than meeting the common ones again.
@@ -48,6 +49,7 @@ class Http1:
         self._routes = routes
         self._settings = settings
         self._targets = _Targets()
+        self._headers = Headers()
         self._known = Table(settings.max_shapes)
         self._generation = shapes.generation
 
@@ -57,24 +59,54 @@ class Http1:
             self._generation = self._shapes.generation
             self._known.clear()
         rows = _Rows(records)
-        target = self._target_rows(rows)
+        keys = self._target_keys(rows)
+        target = self._target_rows(rows, keys)
         shape = self._shape_rows(rows, process, target)
-        return Columns(shape, self._ints(rows), self._texts(rows, target))
+        content = absorb(keys, rows.method)
+        content[(rows.method == 0) | ((rows.truncated & _TARGET_BIT) != 0)] = 0
+        return Columns(
+            shape,
+            self._ints(rows),
+            self._texts(rows, target),
+            remote=self._remote(rows),
+            content=content,
+        )
 
     def losses(self) -> dict[str, int]:
         """Nothing is lost here."""
         return {}
 
-    def _target_rows(self, rows: _Rows) -> Rows:
+    def _remote(self, rows: _Rows) -> Remote | None:
+        """Read the parents that requests name."""
+        length = rows.length[Slot.TRACEPARENT]
+        named = np.flatnonzero(length)
+        if not len(named):
+            return None
+        size = length[named]
+        text = rows.words.take(named, rows.off[Slot.TRACEPARENT][named], int(size.max()))
+        found = self._headers.parents(text, size)
+        if len(named) == len(length):
+            return found
+        columns = np.zeros((3, len(length)), dtype=np.uint64)
+        columns[:, named] = found
+        return Remote(*columns)
+
+    def _target_keys(self, rows: _Rows) -> U64:
+        """Return a hash of each row's target and of what else its parsing depends on."""
+        cut = (rows.truncated & _TARGET_BIT) != 0
+        return target_keys(
+            rows.words,
+            rows.off[Slot.TARGET],
+            rows.length[Slot.TARGET],
+            rows.method == _CONNECT,
+            cut,
+            self._settings.seed,
+        )
+
+    def _target_rows(self, rows: _Rows, keys: U64) -> Rows:
         """Return each row's place in the memo of targets."""
-        length = rows.length[Slot.TARGET]
         connect = rows.method == _CONNECT
         cut = (rows.truncated & _TARGET_BIT) != 0
-        start = length.astype(np.uint64)
-        start |= cut.astype(np.uint64) << np.uint64(32)
-        start |= connect.astype(np.uint64) << np.uint64(33)
-        seed = np.full(len(length), self._settings.seed, dtype=np.uint64)
-        keys = rows.words.absorb(absorb(seed, start), rows.off[Slot.TARGET], length)
 
         def make(row: int) -> Target:
             return parse(
@@ -140,6 +172,22 @@ class Http1:
         if servers < len(rows.server):
             texts[shapes.URL_FULL] = Text(url, full)
         return texts
+
+
+def target_keys(
+    words: Words,
+    off: Column,
+    length: Column,
+    connect: NDArray[np.bool_],
+    cut: NDArray[np.bool_],
+    seed: int,
+) -> U64:
+    """Return a hash of each row's target [off, off + length), and of what it is; (n,)."""
+    start = length.astype(np.uint64)
+    start |= cut.astype(np.uint64) << np.uint64(32)
+    start |= connect.astype(np.uint64) << np.uint64(33)
+    state = absorb(np.full(len(length), seed, dtype=np.uint64), start)
+    return words.absorb(state, off, length)
 
 
 class _Rows:

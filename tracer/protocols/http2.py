@@ -22,13 +22,15 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.columns import I32, U64
+from tracer.columns import I32, U64, Words, absorb
 from tracer.flow import Block, End, Family, Flag, Kind, Role, Slot
+from tracer.link.headers import Headers
 from tracer.protocols import grpc_shape
 from tracer.protocols import http1_shape as shapes
 from tracer.protocols.base import Columns, Records, Routes, Settings, Shapes, text_of
 from tracer.protocols.grpc_shape import REQUEST_MESSAGES, RESPONSE_MESSAGES, Call, Reset
 from tracer.protocols.hpack_state import Hpack
+from tracer.protocols.http1 import target_keys
 from tracer.protocols.http2_fields import Answered, Asked, Fields, Request, Response
 from tracer.spans import Text
 
@@ -47,6 +49,8 @@ _PARTLY = _MORE | _BROKEN
 _RESPONSE, _END_STREAM, _OLD = int(Flag.RESPONSE), int(Flag.END_STREAM), int(Flag.OLD)
 _SERVER, _RESET, _CANCEL = int(Role.SERVER), int(End.RESET), 8
 _VERSION = 20
+# How much sooner than it says a client's timer may be seen to end, if that is little of it.
+_TIMEOUT_SLACK_NS = 10_000_000
 
 _NOTHING = Asked(None, shapes.METHOD_UNKNOWN, "", None, "", "", "", "", "", "", 0, False)
 _NO_ANSWER = Answered(None, 0, "", "", False)
@@ -136,6 +140,7 @@ class Http2:
         self._fields = Fields(routes, settings)
         self._requests = Hpack(self._fields.request, self._fields.unknown_request)
         self._responses = Hpack(self._fields.response, self._fields.unknown_response)
+        self._headers = Headers()
         self._connections: dict[int, _Connection] = {}
         self._known: dict[tuple[int, ...], int] = {}
         self._generation = shapes.generation
@@ -204,12 +209,29 @@ class Http2:
                     ended.append((connection, stream or _NO_STREAM))
         at = np.array(rows, dtype=np.intp)
         exchanges = records[at]
+        requests = [stream.request for _, stream in ended]
         return Columns(
             self._shape_rows(exchanges, process[at], ended),
             self._ints(exchanges, ended),
-            _texts([stream.request for _, stream in ended]),
+            _texts(requests),
             at,
+            self._headers.of([request.trace if request else b"" for request in requests]),
+            self._content(requests),
         )
+
+    def _content(self, requests: Sequence[Request | None]) -> U64:
+        """Return hashes of methods and targets, as the decoder of HTTP/1 has them; (m,)."""
+        raw = _column([request.raw if request else b"" for request in requests])
+        method = np.array(
+            [max(0, request.asked.method) if request else 0 for request in requests], np.uint64
+        )
+        length = raw.length.astype(np.intp)
+        no = np.zeros(len(length), dtype=np.bool_)
+        words = Words(raw.bytes, length)
+        keys = target_keys(words, np.zeros_like(length), length, no, no, self._settings.seed)
+        content = absorb(keys, method)
+        content[(method == 0) | (length == 0)] = 0
+        return content
 
     def _begin(self, number: int, old: bool) -> _Connection:
         """Begin a connection; if there are too many, forget the oldest."""
@@ -291,6 +313,7 @@ class Http2:
         way |= np.where(reset, exchanges["code"], 0).astype(np.uint64) << np.uint64(2)
         way |= (reset & (exchanges["flags"] & _RESPONSE != 0)).astype(np.uint64) << np.uint64(1)
         way |= (exchanges["request_messages"] | exchanges["response_messages"]) != 0
+        way = way << np.uint64(1) | self._expired(exchanges, ended)
         found = []
         known = self._known
         for row, ((connection, stream), owner, how) in enumerate(
@@ -311,11 +334,27 @@ class Http2:
             if shape is None:
                 if len(known) >= 4 * self._settings.max_shapes:
                     known.clear()
-                shape = known[key] = self._new_shape(exchanges[row], stream)
+                shape = known[key] = self._new_shape(exchanges[row], stream, bool(how & 1))
             found.append(shape)
         return np.array(found, dtype=np.int32)
 
-    def _new_shape(self, record: np.void, stream: _Stream) -> int:
+    @staticmethod
+    def _expired(
+        exchanges: Records, ended: Sequence[tuple[_Connection, _Stream]]
+    ) -> NDArray[np.bool_]:
+        """Return which exchanges were cancelled when their client had waited long enough."""
+        expired: NDArray[np.bool_] = exchanges["end"] == _RESET
+        expired &= exchanges["code"] == _CANCEL
+        for row in np.flatnonzero(expired).tolist():
+            request = ended[row][1].request
+            timeout_ns = request.timeout_ns if request is not None else 0
+            waited_ns = int(exchanges[row]["end_ns"]) - int(exchanges[row]["start_ns"])
+            # Clients round what they send up, grpcio to two or three digits, and send it later.
+            least_ns = timeout_ns - timeout_ns // 100 - min(_TIMEOUT_SLACK_NS, timeout_ns // 10)
+            expired[row] = timeout_ns > 0 and waited_ns >= least_ns
+        return expired
+
+    def _new_shape(self, record: np.void, stream: _Stream, expired: bool) -> int:
         asked = stream.request.asked if stream.request else _NOTHING
         answer = stream.response.answered if stream.response else _NO_ANSWER
         last = stream.trailers.answered if stream.trailers else _NO_ANSWER
@@ -347,7 +386,7 @@ class Http2:
         end = int(record["end"])
         by_server = bool(int(record["flags"]) & _RESPONSE)
         if end == End.RESET and (record["code"] or by_server):
-            reset = Reset(int(record["code"]), by_server)
+            reset = Reset(int(record["code"]), by_server, expired)
             # RFC 9113 section 8.1: so a server says that it needs no more of the request.
             if by_server and not reset.code and (grpc_status if grpc else stream.response):
                 reset, end = None, int(End.RESPONSE)

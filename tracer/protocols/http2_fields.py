@@ -2,7 +2,7 @@
 
 Everything that goes into a span's shape is in one tuple per block, `Asked` or `Answered`,
 and equal ones have one number, so that telling shapes apart takes numbers only. What
-differs from request to request (path and query, traceparent) stands beside it.
+differs from request to request (path and query, trace headers) stands beside it.
 """
 
 from __future__ import annotations
@@ -38,6 +38,14 @@ _REQUEST_NAMES = _GRPC_NAMES | {
     b"x-forwarded-for",
     b"x-forwarded-proto",
 }
+# Headers that name a trace, the one that wins first; b3 also comes in several.
+_TRACE_IDS = (b"traceparent", b"b3", b"uber-trace-id", b"sw8")
+_B3_TRACE, _B3_SPAN = b"x-b3-traceid", b"x-b3-spanid"
+# How long the client will wait: at most 8 digits and a unit, here in ns.
+_TIMEOUT = b"grpc-timeout"
+_UNITS = {b"H": 3600 * 10**9, b"M": 60 * 10**9, b"S": 10**9, b"m": 10**6, b"u": 1000, b"n": 1}
+# What spans depend on though it may be another in each request.
+_VARYING = frozenset({*_TRACE_IDS, _B3_TRACE, _B3_SPAN, _TIMEOUT})
 _RESPONSE_NAMES = _GRPC_NAMES | {
     UNKNOWN,
     b":status",
@@ -82,10 +90,17 @@ class Answered(NamedTuple):
 class Request:
     """A request's header block."""
 
-    __slots__ = ("asked", "is_head", "number", "path", "query", "traceparent")
+    __slots__ = ("asked", "is_head", "number", "path", "query", "raw", "timeout_ns", "trace")
 
     def __init__(
-        self, number: int, asked: Asked, path: bytes, query: bytes, traceparent: bytes
+        self,
+        number: int,
+        asked: Asked,
+        path: bytes,
+        query: bytes,
+        raw: bytes,
+        trace: bytes,
+        timeout_ns: int = 0,
     ) -> None:
         self.number = number
         self.asked = asked
@@ -93,7 +108,9 @@ class Request:
         self.is_head = asked.method > 0 or bool(asked.method_text)
         self.path = path
         self.query = query
-        self.traceparent = traceparent
+        self.raw = raw  # :path as it came; b"": not known, or longer than MAX_VALUE_BYTES
+        self.trace = trace  # value of a header as tracer.link.headers reads it
+        self.timeout_ns = timeout_ns  # of a gRPC call; 0: none
 
 
 class Response(NamedTuple):
@@ -129,22 +146,27 @@ class Fields:
 
     def request(self, headers: Headers) -> Request:
         """Take what matters out of the fields of a request's block; never raises."""
-        traceparent = b""
+        varying: dict[bytes, bytes] | None = None
         told = []
         for field in headers:
             if field[0] in _REQUEST_NAMES:
                 told.append(field)
-            elif field[0] == b"traceparent":
-                traceparent = field[1]
+            elif field[0] in _VARYING:
+                if varying is None:
+                    varying = {}
+                varying.setdefault(*field)
         key = tuple(told)
         made = self._requests.get(key)
         if made is None:
             if len(self._requests) >= MAX_REMEMBERED:
                 self._requests.clear()
             made = self._requests[key] = self._new_request(key)
-        if not traceparent:
+        if varying is None:
             return made
-        return Request(made.number, made.asked, made.path, made.query, traceparent)
+        timeout_ns = _timeout_ns(varying.get(_TIMEOUT, b""))
+        return Request(
+            made.number, made.asked, made.path, made.query, made.raw, _trace(varying), timeout_ns
+        )
 
     def response(self, headers: Headers) -> Response:
         """Take what matters out of the fields of a response's block; never raises."""
@@ -201,7 +223,8 @@ class Fields:
             unknown=unknown,
         )
         path, query = (target.path, target.query) if target else (b"", b"")
-        return Request(self.number(asked), asked, path, query, b"")
+        plain = b"" if connect or raw is None or len(raw) > MAX_VALUE_BYTES else raw
+        return Request(self.number(asked), asked, path, query, plain, b"")
 
     def _new_response(self, headers: Headers) -> Response:
         first, unknown = _first(headers)
@@ -219,6 +242,25 @@ class Fields:
     def _target(self, path: bytes, connect: bool) -> Target:
         query = self._settings.query
         return parse(path, connect=connect, cut=False, query=query, routes=self._routes)
+
+
+def _trace(fields: dict[bytes, bytes]) -> bytes:
+    """Return the value that tells the trace."""
+    for name in _TRACE_IDS:
+        if value := fields.get(name):
+            return value if value is not UNKNOWN else b""
+    trace, span = fields.get(_B3_TRACE), fields.get(_B3_SPAN)
+    if trace and span and trace is not UNKNOWN and span is not UNKNOWN:
+        return trace + b"-" + span
+    return b""
+
+
+def _timeout_ns(value: bytes) -> int:
+    """Return how long the client will wait; 0 if that isn't known."""
+    digits, unit = value[:-1], value[-1:]
+    if value is UNKNOWN or unit not in _UNITS or not digits.isdigit() or len(digits) > 8:
+        return 0
+    return int(digits) * _UNITS[unit]
 
 
 def _first(headers: Headers) -> tuple[dict[bytes, bytes], bool]:

@@ -93,7 +93,7 @@ class MySql(DatabaseDecoder):
     old_context = ("mysql", "")
     methods = _EXECUTES | (frozenset(_PREFIXES) - {int(Command.STMT_PREPARE)})
 
-    def subject(self, session: Session, stream_id: int, string: String) -> object:
+    def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
         """Return the statement that stream_id is the number of."""
         return session.last if stream_id == LAST else session.prepared.get(stream_id)
 

@@ -2,7 +2,8 @@
 
 `db.namespace` is the database named at the connection's start; the schema (search_path) is
 not known. It is absent where the start was not seen. A statement that is executed carries the
-text of the Parse of its name, wherever on the connection that was. Startups and logins are
+text of the Parse of its name, wherever on the connection that was, and one that is executed
+through a portal bound before that of the portal's Bind. Startups and logins are
 no spans of their own unless they fail. After an error the server passes over what was sent up
 to the same Sync: such requests end with `error.type=skipped`.
 
@@ -46,6 +47,9 @@ _NAMES = {
 _RUNS = frozenset({QUERY, EXECUTE})
 _WITH_TEXT = frozenset({QUERY, PARSE, EXECUTE})
 _SKIPPED = "an earlier request of the same batch failed"
+_NAME_MAX = 64  # bytes of a portal's name that are kept: with so many it may be another's
+# invalid_cursor_name: the portal ended with its transaction, or was closed.
+_NO_PORTAL = "34000"
 # What RAISE gives: the message is the application's own, with whatever it put there.
 _RAISED = "P0001"
 
@@ -59,15 +63,15 @@ class PostgreSql(DatabaseDecoder):
     old_context = ("postgresql", "")
     methods = frozenset({PARSE, BIND, EXECUTE})
 
-    def subject(self, session: Session, stream_id: int, string: String) -> object:
-        """Return the statement that a name stands for: a portal's, else a statement's own."""
+    def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
+        """Return the statement of the name that was bound, or of the portal bound before."""
         query = None
         if not string(_QUERY):
-            name = string(_STATEMENT)
-            if session.portals and not name:
-                query = session.portals.get(string(_PORTAL))
-            if query is None:
-                query = session.prepared.get(name)
+            portal = string(_PORTAL)
+            if arguments:
+                query = session.prepared.get(string(_STATEMENT))
+            elif len(portal) < _NAME_MAX:
+                query = session.portals.get(portal)
         return (query,) if session.failed == stream_id else query
 
     def read(self, session: Session, exchange: Exchange, subject: object) -> Reading:
@@ -83,8 +87,11 @@ class PostgreSql(DatabaseDecoder):
         skipped = subject is not None and query is None and not wrong
         if isinstance(subject, tuple) and query is None and isinstance(subject[0], Query):
             query = subject[0]
+        gone = state == _NO_PORTAL and method == EXECUTE and not exchange.arguments
         if raw:
             query = self.query(raw, exchange.cut(Database.QUERY))
+        elif gone:
+            query = None
         facts = self._outcome(self.facts(session, exchange, query), exchange, wrong)
         if skipped:
             facts = facts._replace(error=True, error_type="skipped", message=_SKIPPED)
@@ -101,8 +108,11 @@ class PostgreSql(DatabaseDecoder):
         if method in self.methods and query is None and method != PARSE:
             facts = facts._replace(incomplete=(*facts.incomplete, "statement_unknown"))
         change = None
-        name, portal = exchange.strings[Database.STATEMENT], exchange.strings[Database.PORTAL]
-        if query is not None and (raw or portal) and method in self.methods:
+        name = exchange.strings[Database.STATEMENT]
+        portal = None
+        if exchange.arguments or gone:
+            portal = exchange.strings[Database.PORTAL]
+        if method in self.methods and (portal is not None or (raw and query is not None)):
             # Even if the unit failed: what failed may have been its execution.
             change = Change(query=query, name=name, portal=portal, failed=wrong)
         elif wrong and method in self.methods:

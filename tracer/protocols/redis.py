@@ -37,7 +37,7 @@ class Redis(DatabaseDecoder):
     context = ("redis", "0")
     old_context = ("redis", "")
 
-    def subject(self, session: Session, stream_id: int, string: String) -> object:
+    def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
         """No command refers to another."""
         return None
 

@@ -10,7 +10,7 @@ Which characters a literal ends at depends on settings of the server that are no
 (MySQL's NO_BACKSLASH_ESCAPES, PostgreSQL's standard_conforming_strings, character sets with
 a backslash inside a character). The default is taken; where it makes no sense of the text
 and the other reading does, that; where neither does, or the end that would tell is missing,
-only what both agree on is shown.
+or a backslash may be half a character, only what all agree on is shown.
 What doesn't begin like SQL, as when its beginning was lost, isn't shown at all.
 
 Sources: https://dev.mysql.com/doc/refman/9.0/en/literals.html,
@@ -73,6 +73,12 @@ VERBS = frozenset(
 # No quantifier below can be matched in two ways, so that hostile text takes no longer.
 _PLAIN_STRING = r"'(?:[^']++|'')*+'"
 _ESCAPED_STRING = r"'(?:[^'\\]++|\\(?s:.)|'')*+'"
+# In GBK, Big5 or Shift JIS a backslash or a backtick may be the second half of a character.
+_HALVED_STRING = r"'(?:[^\x00-\x7f]\\|[^'\\]|\\(?s:.)|'')*+'"
+_HALVED = {
+    "mysql": re.compile(r"[^\x00-\x7f]\\|\ufffd`"),
+    "postgresql": re.compile(r"[^\x00-\x7f]\\"),
+}
 _NAMED = r"""
     | (?P<number> \.?\d (?: [eE][+-]\d | [\w.$] )*+ )
     | (?P<word> [^\W\d] [\w$]*+ )
@@ -80,8 +86,7 @@ _NAMED = r"""
 """
 
 
-def _mysql(*, backslash: bool) -> re.Pattern[str]:
-    single = _ESCAPED_STRING if backslash else _PLAIN_STRING
+def _mysql(single: str, name: str = r"`(?:[^`]++|``)++`") -> re.Pattern[str]:
     return re.compile(
         rf"""
         (?P<space> [\s\x00-\x1f\x7f]++ | --(?=[\s\x00-\x1f]|\Z)[^\n]*+ | \#[^\n]*+
@@ -89,20 +94,19 @@ def _mysql(*, backslash: bool) -> re.Pattern[str]:
         | (?P<code> /\*M?!\d{{0,6}} )
         | (?P<close> \*/ )
         | (?P<string> [xXbBnN]?(?:{single}) | {single.replace("'", '"')} )
-        | (?P<quoted> `(?:[^`]++|``)++` )
+        | (?P<quoted> {name} )
         | (?P<cut> [xXbBnN]?['"`] (?s:.*) )
         {_NAMED}""",
         re.VERBOSE,
     )
 
 
-def _postgresql(*, backslash: bool) -> re.Pattern[str]:
-    single = _ESCAPED_STRING if backslash else _PLAIN_STRING
+def _postgresql(single: str, escaped: str = _ESCAPED_STRING) -> re.Pattern[str]:
     return re.compile(
         rf"""
         (?P<space> [\s\x00-\x1f\x7f]++ | --[^\n]*+ )
         | (?P<nested> /\* )
-        | (?P<string> [eE](?:{_ESCAPED_STRING}) | (?:[xXbBnN]|[uU]&)?(?:{single})
+        | (?P<string> [eE](?:{escaped}) | (?:[xXbBnN]|[uU]&)?(?:{single})
             | \$(?P<tag>(?:[^\W\d]\w*+)?)\$ (?s:.*?) \$(?P=tag)\$ )
         | (?P<placeholder> \$\d{{1,5}}(?![\w$]) )
         | (?P<quoted> "(?:[^"]++|"")++" )
@@ -124,7 +128,7 @@ def _quick(strings: str, cut: str) -> re.Pattern[str]:
 # Strings, numbers and quoted names, right for texts without any of the marks.
 _QUICK: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str]]] = {
     "mysql": (
-        re.compile(r"[\\#]|--|/\*"),
+        re.compile(r"[\\#]|--|/\*|\ufffd`"),
         _quick(
             r"""(?:(?<![\w$])[xXbBnN])?'(?:[^']++|'')*+' | "(?:[^"]++|"")*+" | `(?:[^`]++|``)++`""",
             r"""(?: (?<![\w$])[xXbBnN] )? ['"`]""",
@@ -140,10 +144,18 @@ _QUICK: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str]]] = {
 }
 
 
-# Of each dialect the usual reading and the other.
-_PATTERNS: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str]]] = {
-    "mysql": (_mysql(backslash=True), _mysql(backslash=False)),
-    "postgresql": (_postgresql(backslash=False), _postgresql(backslash=True)),
+# Of each dialect the usual reading, the other, and the usual one where characters may end so.
+_PATTERNS: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]] = {
+    "mysql": (
+        _mysql(_ESCAPED_STRING),
+        _mysql(_PLAIN_STRING),
+        _mysql(_HALVED_STRING, r"`(?:\ufffd`|[^`]|``)++` | \ufffd`"),
+    ),
+    "postgresql": (
+        _postgresql(_PLAIN_STRING),
+        _postgresql(_ESCAPED_STRING),
+        _postgresql(_PLAIN_STRING, _HALVED_STRING),
+    ),
 }
 _KINDS = {
     "space": SPACE,
@@ -162,11 +174,15 @@ def analyse(text: str, dialect: Dialect, *, cut: bool = False) -> Statement:
     cut: its end is missing, so that a literal without an end is no sign of a wrong reading.
     Takes time proportional to the text's length.
     """
-    usual, other = _PATTERNS[dialect]
+    usual, other, halved = _PATTERNS[dialect]
     tokens, odd = _tokens(text, usual)
+    unsure = cut
+    if _HALVED[dialect].search(text):
+        unsure = True
+        tokens = _agreed(tokens, _tokens(text, halved)[0])
     if odd and "\\" in text:
         tokens2, odd = _tokens(text, other)
-        tokens = _agreed(tokens, tokens2) if odd or cut else tokens2
+        tokens = _agreed(tokens, tokens2) if odd or unsure else tokens2
     dense = [token for token in tokens if token.kind != SPACE]
     first = next((token for token in dense if token.text != "("), None)
     if first is None or first.kind != WORD or first.text.upper() not in VERBS:

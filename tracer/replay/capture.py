@@ -99,7 +99,8 @@ class Capture:
     """One capture. Iterate once; what was met is told afterwards by the attributes.
 
     packets: read. unsupported: of link types that are none of LINK_TYPES, or without a time.
-    link_types: of those. warning: why it ended before its end, "" if it did not.
+    link_types: of those. warning: why it ended before its end, "" if it did not. broken:
+    that was before anything could be read of it.
     Raises WirespanError where it is no capture at all.
     """
 
@@ -113,6 +114,8 @@ class Capture:
         self.unsupported = 0
         self.link_types: set[int] = set()
         self.warning = ""
+        self.broken = False
+        self._begun = False
 
     def _choose(self, first: bytes, name: str) -> Iterator[Packet | None]:
         if first in _PCAP:
@@ -145,11 +148,15 @@ class Capture:
                     yield packet
         except _CutError:
             self.warning = f"it ends within packet {self.packets + 1}; those before it count"
+            if not self._begun:
+                self.warning, self.broken = "it ends within its header", True
         except (_DamagedError, dpkt.UnpackError, struct.error, ValueError) as error:
             self.warning = f"it is damaged behind packet {self.packets}: {error}"
+            self.broken = not self.packets
 
     def _pcap(self, unit_ns: int) -> Iterator[Packet]:
         reader = pcap.Reader(self._input)
+        self._begun = True
         # The upper bits tell of a frame check sequence.
         link_type = reader.datalink() & 0xFFFF
         for seconds, data in reader:
@@ -174,6 +181,7 @@ class Capture:
             if size < 12 or size % 4 or size < len(head):
                 raise _DamagedError(f"a block of {size} bytes")
             block = head + self._input.rest(size - len(head))
+            self._begun = True
             if kind == _INTERFACE:
                 interfaces.append(_interface(block, order))
             elif kind in (_ENHANCED_PACKET, _PACKET):

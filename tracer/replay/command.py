@@ -1,4 +1,4 @@
-"""`wirespan replay`: wires capture, streams, engine, span maker and where spans go.
+"""`wirespan replay`: wires capture, streams, engine, span maker, stitcher and where spans go.
 
 Nothing is lost for want of speed: who is slow is waited for.
 """
@@ -11,7 +11,7 @@ import secrets
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import BinaryIO, Literal, cast
@@ -23,6 +23,7 @@ from tracer.export_config import ExportConfig
 from tracer.flows import Reassembler
 from tracer.installed import object_path
 from tracer.kernel.layout import load_layout
+from tracer.link.stitch import Stitcher
 from tracer.options import environment
 from tracer.protocols.base import OPT_IN, Settings
 from tracer.replay.capture import Capture
@@ -41,6 +42,9 @@ BATCH_S = 0.2
 MAX_ROUTES = 1_000
 # An exporter that takes no span for so long is given up, in seconds; how often it is asked.
 STUCK_S, ASK_S = 5.0, 0.01
+
+# The latest time that counts: what is beyond is a damaged packet's.
+MAX_NS = 1 << 62
 
 # Why a packet was passed over -> the name of that loss; the rest is none.
 SKIPS = {Skipped.FRAGMENT: "fragments", Skipped.MALFORMED: "malformed_packets"}
@@ -79,10 +83,12 @@ class Replay:
                 seed=secrets.randbits(64),
             ),
         )
+        self._stitcher = Stitcher()
         self._sink = Sink(options, stack)
         self._room = self._engine.room(BATCH_RECORDS)
         self._filled = 0
         self._fed_s = time.monotonic()
+        self._now_ns = 0
         self._skipped: Counter[Skipped] = Counter()
         self.spans = 0
 
@@ -96,6 +102,11 @@ class Replay:
         self._sockets.feed(self._streams.finish())
         self._take(last=True)
         self._sink.close()
+        if self._capture.broken:
+            raise WirespanError(
+                f"cannot replay {self._name}: {self._capture.warning}",
+                "it should be a capture file",
+            )
         if self._capture.warning:
             say(f"warning: {self._name}: {self._capture.warning}")
         if self._capture.link_types:
@@ -108,6 +119,7 @@ class Replay:
     def _read(self) -> None:
         skipped, feed, streams = self._skipped, self._sockets.feed, self._streams
         for packet in self._capture:
+            self._now_ns = max(self._now_ns, min(packet.time_ns, MAX_NS))
             segment = segment_of(packet.link_type, packet.data, packet.time_ns)
             if not isinstance(segment, Segment):
                 skipped[segment] += 1
@@ -126,19 +138,26 @@ class Replay:
                 self._services.number(records)
                 batch = self._reassembler.feed(records, 0)
                 self._filled = 0
-                self.spans += len(batch)
-                if len(batch):
-                    self._sink.submit(batch)
+                self._submit(self._stitcher.feed(batch, self._now_ns))
                 self._fed_s = time.monotonic()
             if not full:
-                return
+                break
+        if last:
+            self._submit(self._stitcher.flush(self._now_ns, all=True))
+
+    def _submit(self, batches: Sequence[SpanBatch]) -> None:
+        for batch in batches:
+            self.spans += len(batch)
+            self._sink.submit(batch)
 
     def _losses(self) -> dict[str, int]:
         lost = {name: self._skipped[why] for why, name in SKIPS.items()}
         lost["unsupported_packets"] = self._capture.unsupported
         lost["missing_bytes"] = self._streams.missing_bytes
         lost["connections_evicted"] = self._streams.evicted
-        return lost | self._engine.losses() | self._reassembler.losses() | self._sink.losses()
+        lost["connections_disordered"] = self._streams.disordered
+        lost |= self._engine.losses() | self._reassembler.losses() | self._stitcher.losses()
+        return lost | self._sink.losses()
 
     def _summary(self) -> str:
         lost = ", ".join(f"{name} {value}" for name, value in self._losses().items() if value)

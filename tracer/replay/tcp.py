@@ -118,10 +118,10 @@ class _Direction:
 
     first: sequence number of its first byte. next: place of the byte to come out next.
     fin: place behind the last byte. finished: whether that was told. held: what waits, by
-    place. sizes: of those, by place.
+    place. sizes: of those, by place. last_ns: the latest time of a segment with bytes.
     """
 
-    __slots__ = ("fin", "finished", "first", "held", "held_bytes", "next", "sizes")
+    __slots__ = ("fin", "finished", "first", "held", "held_bytes", "last_ns", "next", "sizes")
 
     def __init__(self) -> None:
         self.first = self.next = self.fin = -1
@@ -129,6 +129,7 @@ class _Direction:
         self.held: list[_Piece] = []
         self.held_bytes = 0
         self.sizes: dict[int, int] = {}
+        self.last_ns = -1
 
     def begin(self, seq: int) -> None:
         """Begin at `seq`; a turn ahead, so that what lies before it is not negative."""
@@ -146,7 +147,7 @@ class _Direction:
 
 
 class _Connection:
-    __slots__ = ("ends", "family", "fresh", "id", "key", "opened", "sides", "told_ns")
+    __slots__ = ("disordered", "ends", "family", "fresh", "id", "key", "opened", "sides", "told_ns")
 
     def __init__(self, number: int, family: int, ends: tuple[Endpoint, Endpoint]) -> None:
         self.id = number
@@ -157,15 +158,17 @@ class _Connection:
         self.fresh = False
         self.opened = False
         self.told_ns = 0  # time of the last bytes that came out
+        self.disordered = False
 
 
 class Streams:
     """All connections of a capture.
 
     hold_bytes: what may wait in one direction; hold_total: in all; hold_ns: for how long.
-    connections, evicted, missing_bytes, repeated_bytes: counted since the start. evicted:
-    forgotten for want of room; missing_bytes: given up, or not kept by the capture;
-    repeated_bytes: seen before, and passed over.
+    connections, evicted, disordered, missing_bytes, repeated_bytes: counted since the start.
+    evicted: forgotten for want of room; disordered: connections whose earlier segments stand
+    behind later ones, where that matters; missing_bytes: given up, or not kept by the
+    capture; repeated_bytes: seen before, and passed over.
     """
 
     def __init__(
@@ -190,6 +193,7 @@ class Streams:
         self._events: list[Event] = []
         self.connections = 0
         self.evicted = 0
+        self.disordered = 0
         self.missing_bytes = 0
         self.repeated_bytes = 0
 
@@ -252,6 +256,8 @@ class Streams:
             if reply and sender == SERVER and side.first < 0 and connection.fresh and answers:
                 side.begin(first)
                 return connection, sender
+            if not connection.fresh and segment.time_ns < max(side.last_ns, other.last_ns):
+                self._count_disorder(connection)
             self._close(connection)
         src, dst = Endpoint(segment.src, segment.sport), Endpoint(segment.dst, segment.dport)
         # The one who answers is the server, though the client's SYN was not captured.
@@ -304,6 +310,13 @@ class Streams:
             if side.next < 0:
                 side.begin(seq)
             piece = _Piece(side.place(seq), segment.payload, segment.cut, self._now)
+            if segment.payload and segment.time_ns < max(side.last_ns, other.last_ns):
+                # Before the first byte known, or what the other side has answered already.
+                early = not connection.fresh and piece.at < side.first + _WRAP
+                if early or (piece.end > side.next and segment.time_ns < other.last_ns):
+                    self._count_disorder(connection)
+            if segment.payload:
+                side.last_ns = max(side.last_ns, segment.time_ns)
             if segment.flags & FIN and side.fin < 0:
                 side.fin = piece.end
             if piece.end <= side.next:
@@ -314,6 +327,10 @@ class Streams:
             else:
                 self._hold(connection, sender, piece)
         self._settle(connection)
+
+    def _count_disorder(self, connection: _Connection) -> None:
+        self.disordered += not connection.disordered
+        connection.disordered = True
 
     def _reset(self, connection: _Connection, sender: int, seq: int) -> None:
         """End a connection, unless its RST belongs to another or was made up."""
