@@ -12,7 +12,7 @@ import argparse
 import difflib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,10 +36,11 @@ def cli() -> str:
 
 def losses() -> str:
     """Every loss counter and its meaning."""
+    from collector.collector import MEANINGS
     from tracer.losses import KERNEL, USER, Loss
 
-    def table(title: str, rows: Mapping[str, Loss]) -> str:
-        lines = [f"| `{loss.name}` | {loss.meaning} |" for loss in rows.values()]
+    def table(title: str, rows: Iterable[Loss]) -> str:
+        lines = [f"| `{loss.name}` | {loss.meaning} |" for loss in rows]
         return "\n".join([f"## {title}\n", "| counter | one more means |", "|---|---|", *lines, ""])
 
     head = (
@@ -47,7 +48,16 @@ def losses() -> str:
         "`wirespan status` shows each of these, `wirespan run` sums them up when it ends, and\n"
         "they leave as metrics over OTLP. Generated from `tracer/losses.py`.\n"
     )
-    return "\n".join([head, table("In the kernel", KERNEL), table("In the tracer", USER)])
+    collected = (
+        "Printed by `wirespan collect` when it ends, at SIGUSR1 and each `--status-interval`; not\n"
+        "all of them are losses. Generated from `collector/collector.py`.\n"
+    )
+    tables = [
+        table("In the kernel", KERNEL.values()),
+        table("In the tracer", USER.values()),
+        table("In a collector", (Loss(*each) for each in MEANINGS.items())),
+    ]
+    return "\n".join([head, *tables, collected])
 
 
 def http1() -> str:

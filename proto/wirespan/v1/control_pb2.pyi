@@ -21,7 +21,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "pid", "uptime_seconds", "programs", "maps", "counts", "losses", "rates", "ring", "export", "filters", "process", "tail_subscribers")
+    __slots__ = ("version", "pid", "uptime_seconds", "programs", "maps", "counts", "losses", "rates", "ring", "export", "filters", "process", "tail_subscribers", "store")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -35,6 +35,7 @@ class StatusReply(_message.Message):
     FILTERS_FIELD_NUMBER: _ClassVar[int]
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     TAIL_SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
+    STORE_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_seconds: float
@@ -48,7 +49,8 @@ class StatusReply(_message.Message):
     filters: _containers.RepeatedScalarFieldContainer[str]
     process: Process
     tail_subscribers: int
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., ring: _Optional[_Union[Ring, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., filters: _Optional[_Iterable[str]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., tail_subscribers: _Optional[int] = ...) -> None: ...
+    store: Store
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., ring: _Optional[_Union[Ring, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., filters: _Optional[_Iterable[str]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., tail_subscribers: _Optional[int] = ..., store: _Optional[_Union[Store, _Mapping]] = ...) -> None: ...
 
 class Program(_message.Message):
     __slots__ = ("name", "kind", "attached", "run_count", "run_ns", "hook")
@@ -129,6 +131,18 @@ class Export(_message.Message):
     counts: _containers.RepeatedCompositeFieldContainer[Counter]
     last_error: str
     def __init__(self, endpoint: _Optional[str] = ..., protocol: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., last_error: _Optional[str] = ...) -> None: ...
+
+class Store(_message.Message):
+    __slots__ = ("directory", "query_address", "counts", "failure")
+    DIRECTORY_FIELD_NUMBER: _ClassVar[int]
+    QUERY_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    COUNTS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    directory: str
+    query_address: str
+    counts: _containers.RepeatedCompositeFieldContainer[Counter]
+    failure: str
+    def __init__(self, directory: _Optional[str] = ..., query_address: _Optional[str] = ..., counts: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., failure: _Optional[str] = ...) -> None: ...
 
 class Process(_message.Message):
     __slots__ = ("cpu_seconds", "cpu_fraction", "rss_bytes")

@@ -1,0 +1,115 @@
+"""OTLP/gRPC in: TraceService.Export.
+
+The call is served as one whose request is a stream, which on the wire is the same: so a
+client that opens calls and sends nothing meets our time limit, and the token is looked at
+before a byte of the request is kept. The library bounds messages before and after
+decompression (a test makes sure of it).
+Source: https://opentelemetry.io/docs/specs/otlp/#otlpgrpc.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+from grpc import aio
+
+from collector.collector import BusyError
+from collector.decode import MalformedError
+from collector.intake import (
+    INVALID_ARGUMENT,
+    RESOURCE_EXHAUSTED,
+    STOP_S,
+    Gate,
+    failure,
+    response,
+)
+
+SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
+# Of one connection; the others wait, which costs their sender nothing.
+MAX_STREAMS = 16
+MAX_CALLS = 512
+MAX_METADATA_BYTES = 16 << 10
+
+
+class GrpcServer:
+    """Listens where the gate's configuration says."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        config = gate.config
+        self._server = aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_metadata_size", MAX_METADATA_BYTES),
+                ("grpc.max_concurrent_streams", MAX_STREAMS),
+                ("grpc.max_connection_idle_ms", math.ceil(config.idle_s * 10_000)),
+                ("grpc.keepalive_time_ms", 60_000),
+                ("grpc.keepalive_timeout_ms", 20_000),
+                # Exporters with keep-alive of their own must not be turned away for it.
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                # A second collector on the same port would take half of the requests.
+                ("grpc.so_reuseport", 0),
+            ],
+            maximum_concurrent_rpcs=MAX_CALLS,
+        )
+        handler = grpc.stream_unary_rpc_method_handler(self._export)
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),)
+        )
+
+    async def start(self) -> int:
+        """Listen; returns the port. Raises RuntimeError."""
+        config = self._gate.config
+        assert config.grpc is not None
+        target = str(config.grpc)
+        if config.tls is None:
+            port = self._server.add_insecure_port(target)
+        else:
+            key, chain = Path(config.tls.key), Path(config.tls.certificate)
+            ca = Path(config.tls.client_ca).read_bytes() if config.tls.client_ca else None
+            credentials = grpc.ssl_server_credentials(
+                [(key.read_bytes(), chain.read_bytes())], ca, ca is not None
+            )
+            port = self._server.add_secure_port(target, credentials)
+        if port == 0:
+            raise RuntimeError("not bound")
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        """Take no more calls, finish those under way."""
+        await self._server.stop(STOP_S)
+
+    async def _export(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        metadata = dict(context.invocation_metadata() or ())
+        if not self._gate.allowed(metadata.get("authorization", "")):
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
+        try:
+            async with asyncio.timeout(self._gate.config.read_s):
+                request = await anext(requests)
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request came too slowly")
+        except StopAsyncIteration:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
+        try:
+            with self._gate.room(len(request)):
+                taken = await self._gate.offer(lambda: request)
+        except MalformedError as error:
+            status = failure(INVALID_ARGUMENT, str(error))
+            _explain(context, status)
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, status.message)
+        except BusyError as error:
+            # Without RetryInfo, this code would make senders drop the request.
+            status = failure(RESOURCE_EXHAUSTED, str(error), error.retry_s)
+            _explain(context, status)
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, status.message)
+        return response(taken).SerializeToString()
+
+
+def _explain(context: Any, status: Any) -> None:
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
