@@ -86,6 +86,10 @@ fuzz: packages $(VENV)/.runtime ## libFuzzer on the parsers, 10 min each (FUZZ_S
 insns: $(OBJECTS) ## instructions per eBPF program
 	@scripts/insns.sh $(filter %.bpf.o,$(OBJECTS))
 
+.PHONY: truth
+truth: setup build ## how often spans are linked rightly (ARGS="'flask*' --concurrency 32")
+	@$(VENV)/bin/python -m bench.truth $(ARGS)
+
 .PHONY: bench
 bench: setup build ## nginx untraced and traced, side by side: what tracing costs here
 	@$(VENV)/bin/python -m bench $(ARGS)
@@ -134,8 +138,8 @@ setup: packages $(VENV)/.dev go mounts
 
 # One apt run for all that the goals need.
 GROUPS := build \
-	$(if $(filter check% fix lock setup test% bench jaeger,$(MAKECMDGOALS)),check) \
-	$(if $(filter setup test% bench jaeger,$(MAKECMDGOALS)),test) \
+	$(if $(filter check% fix lock setup test% bench truth jaeger,$(MAKECMDGOALS)),check) \
+	$(if $(filter setup test% bench truth jaeger,$(MAKECMDGOALS)),test) \
 	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz)
 MISSING := $(shell scripts/packages.sh missing $(GROUPS))
 

@@ -1,0 +1,1 @@
+"""How often spans are linked rightly: `python -m bench.truth`, or `make truth`."""

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+
+import com.sun.net.httpserver.HttpExchange;
+import com.sun.net.httpserver.HttpServer;
+import java.io.IOException;
+import java.io.InputStream;
+import java.net.HttpURLConnection;
+import java.net.InetSocketAddress;
+import java.net.URI;
+import java.net.http.HttpClient;
+import java.net.http.HttpRequest;
+import java.net.http.HttpResponse;
+import java.util.concurrent.ExecutorService;
+import java.util.concurrent.Executors;
+
+/**
+ * A front service of the linking benchmark, with a pool of threads that serve; ../../workload.py
+ * says what one is asked. MODE says how it calls:
+ *
+ * <ul>
+ *   <li>httpclient: HttpClient.send in the thread that serves (it writes from threads of its own)
+ *   <li>urlconnection: HttpURLConnection in the thread that serves
+ *   <li>executor: the same handed to another pool of threads
+ * </ul>
+ */
+public final class Threads {
+    private static final int SERVING = 200;
+    private static final int CALLING = 32;
+    private static final String UPSTREAM = System.getenv("UPSTREAM");
+
+    private interface Call {
+        void make(String id, int k, String delay) throws Exception;
+    }
+
+    private static URI address(String id, int k, String delay) {
+        return URI.create(UPSTREAM + "/u/" + id + "/" + k + "?d=" + delay);
+    }
+
+    private static void check(int status) throws IOException {
+        if (status != 200) {
+            throw new IOException("upstream: " + status);
+        }
+    }
+
+    private static Call httpClient() {
+        HttpClient client = HttpClient.newBuilder().version(HttpClient.Version.HTTP_1_1).build();
+        return (id, k, delay) -> {
+            HttpRequest request = HttpRequest.newBuilder(address(id, k, delay)).build();
+            check(client.send(request, HttpResponse.BodyHandlers.ofByteArray()).statusCode());
+        };
+    }
+
+    private static void urlConnection(String id, int k, String delay) throws IOException {
+        HttpURLConnection connection =
+                (HttpURLConnection) address(id, k, delay).toURL().openConnection();
+        check(connection.getResponseCode());
+        // Read to its end, the connection is kept for the next call.
+        try (InputStream body = connection.getInputStream()) {
+            body.readAllBytes();
+        }
+    }
+
+    private static Call executor() {
+        ExecutorService pool = Executors.newFixedThreadPool(CALLING);
+        return (id, k, delay) ->
+                pool.submit(
+                                () -> {
+                                    urlConnection(id, k, delay);
+                                    return id;
+                                })
+                        .get();
+    }
+
+    private static Call call(String mode) {
+        return switch (mode) {
+            case "httpclient" -> httpClient();
+            case "urlconnection" -> Threads::urlConnection;
+            case "executor" -> executor();
+            default -> throw new IllegalArgumentException("no such MODE: " + mode);
+        };
+    }
+
+    private static void serve(HttpExchange exchange, Call call, int calls) throws IOException {
+        URI asked = exchange.getRequestURI();
+        String id = asked.getPath().substring("/t/".length());
+        String query = asked.getQuery();
+        String[] delays = query == null ? new String[0] : query.replaceFirst("^d=", "").split(",");
+        int status = 200;
+        try (exchange) {
+            try {
+                for (int k = 0; k < calls; k++) {
+                    call.make(id, k, k < delays.length ? delays[k] : "0");
+                }
+            } catch (Exception error) {
+                error.printStackTrace();
+                status = 502;
+            }
+            byte[] body = id.getBytes();
+            exchange.sendResponseHeaders(status, body.length);
+            exchange.getResponseBody().write(body);
+        }
+    }
+
+    public static void main(String[] args) throws IOException {
+        // Without this each answer waits for the ACK of its header.
+        System.setProperty("sun.net.httpserver.nodelay", "true");
+        // How many idle connections either side keeps.
+        System.setProperty("sun.net.httpserver.maxIdleConnections", "1000");
+        System.setProperty("http.maxConnections", "256");
+        int port = Integer.parseInt(System.getenv("PORT"));
+        int calls = Integer.parseInt(System.getenv().getOrDefault("CALLS", "1"));
+        Call call = call(System.getenv().getOrDefault("MODE", "httpclient"));
+        HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", port), 1024);
+        server.setExecutor(Executors.newFixedThreadPool(SERVING));
+        server.createContext("/t/", exchange -> serve(exchange, call, calls));
+        server.start();
+        System.out.println("ready");
+    }
+}

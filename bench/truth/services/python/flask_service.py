@@ -1,0 +1,60 @@
+"""Flask and requests, on werkzeug's threads or under gunicorn.
+
+MODE: "" calls from the thread that serves; "executor" hands the calls to a pool of threads and
+waits; "callback" has the pool's thread make the call when a timer of another thread fires;
+"short" opens a connection for each call.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Timer
+
+import requests
+from contract import MODE, POOL, PORT, ready, targets
+from flask import Flask, request
+from requests.adapters import HTTPAdapter
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+app = Flask(__name__)
+session = requests.Session()
+session.mount("http://", HTTPAdapter(pool_maxsize=POOL))
+executor = ThreadPoolExecutor(32)
+
+
+def call(url: str) -> None:
+    get = requests.get if MODE == "short" else session.get
+    get(url).raise_for_status()
+
+
+def later(url: str) -> Future[None]:
+    done: Future[None] = Future()
+
+    def hand_over() -> None:
+        executor.submit(call, url).add_done_callback(lambda _: done.set_result(None))
+
+    Timer(0.002, hand_over).start()
+    return done
+
+
+@app.get("/t/<id>")
+def front(id: str) -> str:
+    urls = targets(id, request.args["d"])
+    if MODE == "executor":
+        for each in [executor.submit(call, url) for url in urls]:
+            each.result()
+    elif MODE == "callback":
+        for each in [later(url) for url in urls]:
+            each.result()
+    else:
+        for url in urls:
+            call(url)
+    return id
+
+
+if __name__ == "__main__":
+    WSGIRequestHandler.protocol_version = "HTTP/1.1"
+    WSGIRequestHandler.log_request = lambda *_, **__: None  # type: ignore[method-assign]
+    server = make_server("127.0.0.1", PORT, app, threaded=True)
+    ready()
+    server.serve_forever()
