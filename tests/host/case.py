@@ -178,16 +178,23 @@ class Mysql(Sql):
 
     @classmethod
     def command_of(cls, method: int) -> str:
-        return Command(method).name
+        return Command(method).name if method in set(Command) else f"{method:#x}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Postgresql(Sql):
-    """command: the type of the message that asked, or `connect`; statement: its name."""
+    """command: the type of the message that asked, or `connect`; statement, portal: names."""
 
-    KEPT: ClassVar[tuple[str, ...]] = (*Sql.KEPT, "STATEMENT")
+    KEPT: ClassVar[tuple[str, ...]] = (*Sql.KEPT, "STATEMENT", "PORTAL")
 
     statement: bytes = _key(unescape, default=b"")
+    portal: bytes = _key(unescape, default=b"")
+    bound: int = _key(int, default=0)
+
+    @classmethod
+    def more(cls, record: Any, strings: Strings) -> dict[str, Any]:
+        bound = int(record["request_messages"])
+        return super(Postgresql, cls).more(record, strings) | {"bound": bound}
 
     @classmethod
     def command_of(cls, method: int) -> str:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Sequence
 
 import pytest
 
 from tests.host.case import EXCHANGES, Case, corpus
 from tests.host.lib import CLIENT, SERVER, Script, Segment, parsers, types
+from tests.host.test_http2_frames import SCENARIOS
 
 CASES = [case for protocol in EXCHANGES for case in corpus(protocol)]
 CLAIMS = ("REQUEST", "RESPONSE")
 RANDOM = 10_000
+CARRY = 24  # bytes that are always enough to tell, or never
+PROTOCOLS = (*EXCHANGES, "http2")
 GRACE = (1, 2, 3, 5, 8, 13, 23)  # lengths of a first segment that may be too short to tell
 
 
@@ -22,6 +26,16 @@ def first_bytes(case: Case) -> list[bytes]:
     for server in (CLIENT, SERVER):
         firsts += [s.data for s in case.segments if s.server == server and s.data][:1]
     return firsts
+
+
+def buffers(protocol: str) -> set[bytes]:
+    """What peers of a protocol send at once."""
+    connections: list[Sequence[Segment]]
+    if protocol == "http2":
+        connections = [segments for segments, _ in SCENARIOS.values()]
+    else:
+        connections = [c.segments for c in CASES if c.protocol == protocol and c.exchanges]
+    return {segment.data for segments in connections for segment in segments if segment.data}
 
 
 def may_be_request_line(found: str, data: bytes) -> bool:
@@ -53,6 +67,22 @@ def test_first_bytes_are_known_as_soon_as_they_are_enough(protocol: str) -> None
         if how in CLAIMS:
             assert found == protocol.upper(), case.name
             assert (how == "RESPONSE") == opening.server or case.name == "flipped-roles"
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "old"])
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_first_piece_is_enough_or_asks_for_more(protocol: str, fresh: bool) -> None:
+    """What a whole send tells, its first piece (of writev) never denies."""
+    judged = 0
+    for data in buffers(protocol):
+        whole = parsers().detect(data, fresh=fresh)
+        if whole[1] not in CLAIMS:
+            continue
+        judged += 1
+        for size in range(1, min(CARRY, len(data))):
+            found = parsers().detect(data[:size], len(data), fresh)
+            assert found == whole or found[1] == "MORE", (size, data[:CARRY])
+    assert judged
 
 
 def mongodb(opcode: int = 2013) -> bytes:
@@ -138,6 +168,15 @@ def test_first_bytes_of_other_protocols_are_no_ones(name: str, fresh: bool) -> N
             ]
         outcome = parsers().run(Script.of(segments), old=not fresh, resync=True)
         assert exchange not in outcome.records["kind"], opening
+
+
+@pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "old"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_first_piece_of_other_protocols_is_not_claimed(name: str, fresh: bool) -> None:
+    for data in filter(None, OTHERS[name]):
+        for size in range(1, min(CARRY, len(data))):
+            found, how = parsers().detect(data[:size], len(data), fresh)
+            assert how not in CLAIMS or may_be_request_line(found, data), size
 
 
 @pytest.mark.parametrize("fresh", [True, False], ids=["fresh", "old"])

@@ -398,6 +398,47 @@ def test_a_connection_older_than_the_tracer() -> None:
     assert all("OLD" in row.flags for row in found)
 
 
+# grpcio on a connection in use: nine fields in as many bytes, the first two from before.
+INDEXED = b"\xc5\xc4\x83\x86\xc3\xc2\xc1\xbe\xbf"
+
+
+@pytest.mark.parametrize(
+    "block",
+    [INDEXED, b"\xff\x02\xc4\x83\x86", b"\x20\x3f\xe1\x1f\xc5\x86\x83"],
+    ids=["grpcio", "long-index", "table-size"],
+)
+@pytest.mark.parametrize("piece", [0, 9, 23])
+def test_an_older_connection_whose_first_fields_are_not_known(block: bytes, piece: int) -> None:
+    """Its first request counts, for a field that is known tells who sent the block."""
+    asked = [
+        frame(Type.HEADERS, Flag.END_HEADERS, 7, block),
+        frame(Type.WINDOW_UPDATE, 0, 7, bytes([0, 0, 0, 5])),
+        frame(Type.DATA, Flag.END_STREAM, 7, bytes(5)),
+    ]
+    answer = [
+        frame(Type.HEADERS, Flag.END_HEADERS, 7, b"\x88\xc0\xbf"),
+        frame(Type.DATA, 0, 7, bytes(5)),
+        frame(Type.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, 7, b"\xbe"),
+    ]
+    sent = b"".join(asked)
+    assert parsers().detect(sent[: piece or None], len(sent), False)[1] in ("REQUEST", "MORE")
+    segments = [
+        Segment(CLIENT, ping()),
+        Segment(SERVER, frame(Type.PING, Flag.ACK, 0, bytes(8))),
+        Segment(CLIENT, sent),
+        Segment(SERVER, b"".join(answer)),
+    ]
+    found = exchanges(run(segments, old=True, resync=True, window=piece and 64))
+    assert [(row.stream, row.flags) for row in found] == [(7, frozenset({"OLD"}))]
+
+
+def test_who_sent_a_block_without_known_fields_stays_open() -> None:
+    """Trailers may begin as a request does."""
+    for block in (b"\xbe", b"\xbe\x00\x01a\x01b", b"\xc5\xc4\xc3", b"\xff\x02"):
+        made = frame(Type.HEADERS, Flag.END_HEADERS | Flag.END_STREAM, 7, block) + bytes(24)
+        assert parsers().detect(made, len(made), False) == ("UNKNOWN", "NO"), block
+
+
 def test_bytes_that_are_no_frames_are_never_taken_for_an_older_connection() -> None:
     rng = random.Random("noise")
     for _ in range(500):

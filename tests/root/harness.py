@@ -273,7 +273,7 @@ class Tracer:
         self.output = directory / "spans.jsonl"
         self.ready_file = directory / "ready"
         self.control = directory / "control.sock"
-        self.argv = [*wirespan_command(), "run", "--output", "json"]
+        self.argv = [*wirespan_command(), "run", "--output", "json", "--store", "none"]
         self.argv += ["--ready-file", str(self.ready_file), "--control-socket", str(self.control)]
         self.argv += args
         with self.output.open("wb") as out:

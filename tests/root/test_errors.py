@@ -53,7 +53,7 @@ def refused(done: subprocess.CompletedProcess[str], code: int, *words: str) -> N
 def run_args(tmp_path: Path) -> list[str]:
     """Options that a run of a test needs; --duration ends one that should not have started."""
     return [
-        "run", "--output", "json", "--duration", "3",
+        "run", "--output", "json", "--duration", "3", "--store", "none",
         "--ready-file", str(tmp_path / "ready"),
         "--control-socket", str(tmp_path / "control"),
     ]  # fmt: skip
@@ -193,6 +193,12 @@ def test_without_bpffs(tmp_path: Path) -> None:
         assert done.stderr.count("Traceback") == 0
 
 
+def test_doctor_and_run_count_programs_alike(start_tracer: Start) -> None:
+    told = re.search(r"all (\d+) load: (\d+) that `wirespan run`", wirespan("doctor").stdout)
+    assert told and int(told[1]) >= int(told[2])
+    assert f"wirespan: {told[2]} programs attached" in start_tracer().stderr()
+
+
 @pytest.mark.parametrize("hide", [HIDE_BTF, HIDE_TRACEFS], ids=["no BTF", "no tracefs"])
 def test_doctor_names_what_is_missing(hide: str) -> None:
     done = wirespan("doctor", before=without(hide))
@@ -205,7 +211,7 @@ def test_doctor_names_what_is_missing(hide: str) -> None:
 def test_second_instance(start_tracer: Start) -> None:
     """The second is refused; the first goes on."""
     tracer = start_tracer()
-    args = ["run", "--output", "none", "--duration", "3"]
+    args = ["run", "--output", "none", "--store", "none", "--duration", "3"]
     done = wirespan(*args, "--control-socket", str(tracer.control))
     refused(done, 1, "another", str(tracer.process.pid))
     tracer.settle()
@@ -271,6 +277,7 @@ def test_reader_of_the_output_goes_away(tmp_path: Path) -> None:
     """`wirespan run | head -1`: it ends, without a traceback."""
     ready, barrier = tmp_path / "ready", Barrier()
     args = ["run", "--output", "json", "--ready-file", str(ready), "--duration", "30"]
+    args += ["--store", "none"]
     process = subprocess.Popen(
         [*wirespan_command(), *args, "--control-socket", str(tmp_path / "control")],
         stdout=subprocess.PIPE,

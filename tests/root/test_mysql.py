@@ -339,6 +339,31 @@ def test_namespace_follows_the_connection(session: Session) -> None:
         assert order == [DATABASE, "other", DATABASE, DATABASE]
 
 
+@pytest.mark.parametrize("command", [0xFE, 0x63, 0x20])
+def test_commands_that_the_server_refuses(
+    watch: Watch, server: MySql, table: str, command: int
+) -> None:
+    """Numbers without a meaning, and COM_CLONE where nothing can be cloned."""
+    mark = watch.tracer.mark()
+    with connect(server) as connection:
+        for _ in range(2):
+            connection.query(f"SELECT n AS {table} FROM ten")
+            connection._execute_command(command, b"")
+            with pytest.raises(pymysql.MySQLError) as refused:
+                connection._read_packet()
+            connection.query(f"SELECT n AS {table} FROM ten")
+    code = str(refused.value.args[0])
+    # Without QUIT, which a server may come to when its client has gone.
+    spans = watch.tracer.collect(
+        lambda s: Spans(x for x in server.spans(s) if table in text(x) or x.error), 12, mark=mark
+    )
+    for kind in KINDS:
+        order = sorted(spans.of(kind), key=lambda span: span.start)
+        codes = [span.attributes.get("db.response.status_code") for span in order]
+        assert codes == [None, code, None] * 2, spans.show()
+        assert [table in text(span) for span in order] == [True, False, True] * 2
+
+
 def test_a_statement_beyond_one_packet(session: Session, table: str) -> None:
     """16 MiB - 1 is the most that a packet of the protocol holds."""
     body = LARGE * 250

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import socket
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import asyncpg
 import psycopg
 import pytest
 
@@ -31,6 +33,14 @@ def server() -> Iterator[PostgreSql]:
     server = PostgreSql()
     yield server
     server.stop()
+
+
+@pytest.fixture
+def watch(watch: Watch, server: PostgreSql) -> Watch:
+    """Begin once the statements that set the server up have come."""
+    watch.tracer.settle()
+    watch._mark = watch.tracer.mark()
+    return watch
 
 
 @pytest.fixture
@@ -160,6 +170,38 @@ def connect(server: PostgreSql, **options: Any) -> psycopg.Connection[Any]:
         autocommit=True,
         **{"sslmode": "disable", **options},
     )
+
+
+def test_portals_that_are_fetched_from_again(server: PostgreSql, watch: Watch, table: str) -> None:
+    """A cursor of asyncpg: bound in one unit, executed in others."""
+
+    async def fetch() -> list[int]:
+        connection = await asyncpg.connect(
+            host="127.0.0.1", port=server.port, user=USER, database=DATABASE, ssl=False
+        )
+        found = []
+        async with connection.transaction():
+            cursor = await connection.cursor(f"SELECT n AS {table} FROM ten WHERE n > $1", 0)
+            other = await connection.cursor(f"SELECT -n AS {table} FROM ten")
+            for each in (cursor, other, cursor, other):
+                found.append(len(await each.fetch(3)))
+        await connection.close()
+        return found
+
+    mark = watch.tracer.mark()
+    assert asyncio.run(fetch()) == [3, 3, 3, 3]
+
+    def executed(spans: Spans) -> Spans:
+        return Spans(s for s in server.spans(spans) if table in text(s) and not is_command(s))
+
+    spans = watch.tracer.collect(executed, 8, mark=mark)
+    one, other = f"SELECT n AS {table} FROM ten WHERE n > $1", f"SELECT -n AS {table} FROM ten"
+    for kind in KINDS:
+        order = sorted(spans.of(kind), key=lambda span: span.start)
+        assert [text(span) for span in order] == [one, other, one, other], spans.show()
+        assert {span.attributes["db.response.returned_rows"] for span in order} == {3}
+    every = server.spans(watch.tracer.since(mark))
+    assert not [span for span in every if "wirespan.incomplete" in span.attributes]
 
 
 def test_attributes(session: Session, table: str) -> None:

@@ -9,16 +9,23 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 
-from tests.root.harness import ROOT, Process, Watch, free_port, unique
+from tests.root.databases import DATABASE, USER, MySql
+from tests.root.echo import Client, Server
+from tests.root.harness import ROOT, Process, Span, Spans, Watch, free_port, unique
 
 TCPDUMP = shutil.which("tcpdump") or "/usr/bin/tcpdump"
 CONNECTIONS, REQUESTS = 20, 15
+# A capture tells when packets passed, a tracer when calls began and ended; on a busy machine
+# a thread may wait this long in between.
+APART_NS = 500_000_000
 
 pytestmark = pytest.mark.root
 
@@ -45,6 +52,15 @@ class Capture:
         self._process.wait_for(
             lambda: f"{last}/0/{REQUESTS - 1}/".encode() in self.file.read_bytes(), "the last"
         )
+        self._process.stop(signal.SIGINT)
+
+    def stop_when_still(self, still_s: float = 1.0) -> None:
+        """End it once its file has not grown for a while, the traffic being over."""
+        size, since = 0, time.monotonic()
+        while time.monotonic() - since < still_s:
+            if self.file.stat().st_size != size:
+                size, since = self.file.stat().st_size, time.monotonic()
+            time.sleep(0.05)
         self._process.stop(signal.SIGINT)
 
 
@@ -95,12 +111,38 @@ def converse(port: int, prefix: str, number: int) -> None:
             assert len(replies.read(size)) == size
 
 
-def told(span: dict[str, Any]) -> dict[str, Any]:
+def told(span: Mapping[str, Any]) -> dict[str, Any]:
     """What a span says, without what a capture can't know."""
     kept = {key: value for key, value in span.items() if not key.endswith("unix_nano")}
     del kept["resource"]
     kept["attributes"] = {k: v for k, v in span["attributes"].items() if k not in UNKNOWN}
     return kept
+
+
+def assert_same(live: Sequence[Span], found: Mapping[str, Mapping[str, Any]]) -> None:
+    """Each live span was found again, and no other was."""
+    assert len({span.raw["span_id"] for span in live}) == len(live)
+    missing = [span for span in live if span.raw["span_id"] not in found]
+    extra = found.keys() - {span.raw["span_id"] for span in live}
+    assert not missing, f"{len(missing)} of {len(live)} missing, as {missing[0]}"
+    assert not extra, f"{len(extra)} more than {len(live)}, as {found[extra.pop()]}"
+    for span in live:
+        again = found[span.raw["span_id"]]
+        assert told(again) == told(span.raw)
+        for key in ("start_time_unix_nano", "end_time_unix_nano"):
+            assert abs(again[key] - span.raw[key]) < APART_NS, (key, span)
+
+
+# Kind of call, how many, how many at once, bytes of a message: tests/root/test_grpc.py.
+GRPC = (
+    ("unary", 20, 8, 10),
+    ("server", 8, 4, 10),
+    ("client", 8, 4, 200),
+    ("bidi", 8, 4, 200),
+    ("fail", 8, 4, 1),
+    ("late", 8, 4, 1),
+    ("unary", 1, 1, 300_000),
+)
 
 
 def replayed(*arguments: str) -> tuple[dict[str, dict[str, Any]], str]:
@@ -134,3 +176,66 @@ def test_a_capture_gives_the_spans_of_the_tracer(
     assert len(found) == 2 * count, said
     for span in live:
         assert told(found[span.raw["span_id"]]) == told(span.raw)
+
+
+def test_a_capture_of_grpc_gives_the_spans_of_the_tracer(watch: Watch, tmp_path: Path) -> None:
+    server = Server("python", tmp_path / "server")
+    try:
+        capture = Capture(tmp_path, server.port)
+        mark = watch.tracer.mark()
+        client = Client("python", server.port, tmp_path / "client", 2)
+        try:
+            made = 0
+            for kind, calls, at_once, size in GRPC:
+                made += len(client.calls(kind, calls, at_once, size))
+        finally:
+            client.stop()
+        live = watch.tracer.collect(lambda s: s.at(server.port), 2 * made, mark=mark)
+        assert len(live) == 2 * made
+        capture.stop_when_still()
+    finally:
+        server.stop()
+    found, _ = replayed("--side", "both", str(capture.file))
+    calls_found = {key: s for key, s in found.items() if "rpc.system.name" in s["attributes"]}
+    assert_same(live, calls_found)
+
+
+def test_a_capture_of_mysql_gives_the_spans_of_the_tracer(watch: Watch, tmp_path: Path) -> None:
+    server = MySql("mariadb")
+    try:
+        watch.tracer.settle()
+        capture = Capture(tmp_path, server.port)
+        mark = watch.tracer.mark()
+        for number in range(5):
+            query(server.port, number)
+
+        def of_server(spans: Sequence[Span]) -> Spans:
+            return Spans(s for s in server.spans(Spans(spans)) if server.port in s.ports)
+
+        live = watch.tracer.collect(of_server, 2, mark=mark)
+        capture.stop_when_still()
+    finally:
+        server.stop()
+    found, _ = replayed("--side", "both", str(capture.file))
+    assert len(live) >= 2 * 5 * 8
+    assert_same(live, found)
+
+
+def query(port: int, number: int) -> None:
+    """Commands of many kinds on one connection."""
+    connection = pymysql.connect(
+        host="127.0.0.1", port=port, user=USER, database=DATABASE, ssl_disabled=True
+    )
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT n FROM ten WHERE n < %s", (5,))
+        assert len(cursor.fetchall()) == 5
+        cursor.execute("SELECT repeat('x', 100000), n FROM ten")
+        assert len(cursor.fetchall()) == 10
+        cursor.execute(f"SELECT '{'y' * 20_000}'")
+        with pytest.raises(pymysql.err.ProgrammingError):
+            cursor.execute("SELECT * FROM nowhere")
+        cursor.callproc("two")
+        while cursor.nextset():
+            pass
+        connection.ping()
+        cursor.execute(f"INSERT INTO ten VALUES ({100 + number})")
