@@ -38,7 +38,7 @@ MEANINGS: Mapping[str, str] = {
     "joined": "trace ids found to be part of another trace",
     "late": "spans that came when their trace had been given out: they took its id",
     "split": "links between traces that had been given out under different ids",
-    "evicted": "spans given out early because the hold was full: perhaps unlinked",
+    "evicted": "spans given out early, the hold being full or the run over: perhaps unlinked",
     "renamed": "spans given the trace id of their root",
     "unresolved": "server spans whose client's span never came: now roots",
     "replaced": "spans left out for an SDK's own span of the same exchange",

@@ -42,7 +42,8 @@ class Counts:
     duplicate: had come before, dropped. joined: trace ids found to be part of another
     trace. late: came when (part of) their trace had been given out. split: links between
     traces given out under different ids. evicted: given out early because the hold was
-    full, not lost. stubs: of other collectors' spans, in none of the other numbers but split.
+    full or all of it was asked for, not lost. stubs: of other collectors' spans, in none of
+    the other numbers but split.
     """
 
     spans: int = 0
@@ -163,7 +164,7 @@ class Stitcher:
         while agenda and (self.held_spans > limits.max_spans or self.held_bytes > limits.max_bytes):
             _, _, group = heapq.heappop(agenda)
             if not group.gone:
-                self.counts.evicted += len(group.spans)
+                self.counts.evicted += len(group.spans) - group.stubs
                 trees.append(self._release(group))
         return trees
 
@@ -171,7 +172,9 @@ class Stitcher:
         """Give out all that is held."""
         agenda = sorted(self._agenda)
         self._agenda = []
-        return [self._release(group) for _, _, group in agenda if not group.gone]
+        groups = [group for _, _, group in agenda if not group.gone]
+        self.counts.evicted += sum(len(group.spans) - group.stubs for group in groups)
+        return [self._release(group) for group in groups]
 
     def ties(self) -> list[Span]:
         """Return the spans, of those that came since the last call, that others must know of.

@@ -40,6 +40,9 @@ group_test() {
 	need_command psql postgresql-client
 	compgen -G '/usr/lib/postgresql/*/bin/postgres' >/dev/null || echo postgresql
 	need_command patchelf patchelf
+	need_command ip iproute2
+	need_command nft nftables
+	need_command nsenter util-linux
 }
 
 # Also part of `make test`: libFuzzer and the sanitizers.

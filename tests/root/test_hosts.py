@@ -164,6 +164,11 @@ def answered(load: Process) -> list[str]:
 def end(process: Process) -> dict[str, int]:
     """End a collector well; returns its counts."""
     assert process.stop(timeout=40.0) == 0, process.said()
+    return counts(process)
+
+
+def counts(process: Process) -> dict[str, int]:
+    """What a collector said last of what it has counted."""
     counted = process.said().rpartition("wirespan: requests ")[2].splitlines()[0]
     return {name.strip(): int(n) for name, n in re.findall(r"([a-z_ ()]+) (\d+)", counted)}
 
@@ -193,9 +198,9 @@ def test_three_hosts(hosts: Hosts, jaeger: HubJaeger, way: str) -> None:
             assert by["service-b", "server"]["network.peer.address"] == HUB
     for tracer in tracers:
         nothing_lost(tracer)
-    counts = end(collector)
-    assert counts["spans"] == counts["sent"] == REQUESTS * len(CHAIN)
-    assert not {"split", "unresolved", "late", "duplicate", "evicted"} & counts.keys(), counts
+    got = end(collector)
+    assert got["spans"] == got["sent"] == REQUESTS * len(CHAIN)
+    assert not {"split", "unresolved", "late", "duplicate", "evicted"} & got.keys(), got
 
 
 @pytest.mark.parametrize("skew_ms", [SKEW_MS, -SKEW_MS])
@@ -240,7 +245,7 @@ def test_tracer_restarts(hosts: Hosts, jaeger: HubJaeger) -> None:
     assert_exact(arrived(jaeger, after, 100), answered(last))
     for tracer in tracers.values():
         nothing_lost(tracer)
-    counts = end(collector)
+    got = end(collector)
 
     paths = seen(jaeger, during)
     assert sorted(paths) == sorted(answered(load))
@@ -251,8 +256,8 @@ def test_tracer_restarts(hosts: Hosts, jaeger: HubJaeger) -> None:
         assert set(CHAIN) - have <= {("service-b", "server"), ("service-b", "client")}
     assert 0 < len(missed) < REQUESTS
     # c's spans name a parent that never came: they are roots, and the collector counts them.
-    assert counts["unresolved"] == sum(("service-b", "client") not in h for h in steps.values())
-    assert counts["spans"] == counts["sent"]
+    assert got["unresolved"] == sum(("service-b", "client") not in h for h in steps.values())
+    assert got["spans"] == got["sent"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -285,6 +290,7 @@ def test_collector_restarts(hosts: Hosts, jaeger: HubJaeger, number: signal.Sign
     if number == signal.SIGTERM:
         assert sorted(paths) == sorted(answered(load))
         assert spans == REQUESTS * len(CHAIN)
+        assert counts(collector)["evicted"] >= REQUESTS - len(whole), "given out before their time"
     else:
         # At 40 requests a second, what it held: about its hold time and the last batches.
         assert REQUESTS - len(whole) < 200
@@ -320,12 +326,12 @@ def test_two_collectors(hosts: Hosts, jaeger: HubJaeger, program: Path) -> None:
     assert early > -ROUGHLY_US, "the clock is corrected, by each collector for itself"
     for tracer in tracers:
         nothing_lost(tracer)
-    counts = [end(collector) for collector in collectors]
-    for count in counts:
+    ended = [end(collector) for collector in collectors]
+    for count in ended:
         assert count["spans"] == count["sent"]
-        assert not {"split", "unresolved", "late", "duplicate", "evicted"} & count.keys(), counts
+        assert not {"split", "unresolved", "late", "duplicate", "evicted"} & count.keys(), ended
     # Told of: each side of each exchange between two hosts, by whoever has it.
-    assert [count["stubs"] for count in counts] == [2 * REQUESTS, 2 * REQUESTS]
+    assert [count["stubs"] for count in ended] == [2 * REQUESTS, 2 * REQUESTS]
     for collector in collectors:
         assert ", 0 not" in collector.said()
 
@@ -345,6 +351,6 @@ def test_a_collector_of_two_dies(hosts: Hosts, jaeger: HubJaeger) -> None:
     load = hosts.load(prefix, 100, CONNECTIONS)
     assert_exact(arrived(jaeger, prefix, 100), answered(load))
     one.wait_for(lambda: f"cannot send to {urls[1]}" in one.said(), "it says so")
-    counts = end(one)
-    assert counts["spans"] == counts["sent"]
+    got = end(one)
+    assert got["spans"] == got["sent"]
     assert ", 0 not" not in one.said()
