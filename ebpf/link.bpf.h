@@ -265,6 +265,7 @@ __noinline int link_serve(struct io *io, __u64 index, __u64 id, __u32 http1)
 	causes_add(&thread->idle, &cause, 1);
 	if (thread->in_hand.count > 1)
 		thread->loop = 1;
+	thread->polled = 0;
 	thread->last = cause;
 	thread->messages++;
 	request_over(thread);
@@ -288,15 +289,18 @@ static __always_inline int link_served(__u64 sk, __u64 index, __u64 id, __u32 ti
 }
 
 /* Event loop: who can have sent this? */
-static __always_inline int loop_cause(const struct thread *thread, struct cause *cause)
+static __always_inline int loop_cause(const struct runtime *runtime, const struct thread *thread,
+				      struct cause *cause)
 {
 	const struct causes *idle = &thread->idle;
 
+	if (!(runtime->event_loop & EVENT_LOOP_TURNS))
+		return 0;
 	if (thread->last.id) {
 		*cause = thread->last;
 		if (idle->count == 0 || (idle->count == 1 && idle->id == cause->id))
 			return FLOW_EVIDENCE_LOOP;
-	} else if (idle->count == 1) {
+	} else if (runtime->event_loop & EVENT_LOOP_TIMERS && idle->count == 1) {
 		causes_only(idle, cause);
 		return FLOW_EVIDENCE_LOOP;
 	}
@@ -304,14 +308,13 @@ static __always_inline int loop_cause(const struct thread *thread, struct cause 
 	return 0;
 }
 
-static __always_inline int thread_cause(const struct runtime *runtime, const struct thread *thread,
-					struct cause *cause)
+/* A thread that reads one request and then blocks, if it waits at all, works for that one. */
+static __always_inline int thread_cause(const struct thread *thread, struct cause *cause)
 {
-	if (thread->in_hand.count == 1 && runtime->kind != RUNTIME_NODE && !thread->loop) {
-		causes_only(&thread->in_hand, cause);
-		return FLOW_EVIDENCE_THREAD;
-	}
-	return loop_cause(thread, cause);
+	if (thread->in_hand.count != 1 || thread->loop || thread->polled)
+		return 0;
+	causes_only(&thread->in_hand, cause);
+	return FLOW_EVIDENCE_THREAD;
 }
 
 /*
@@ -353,15 +356,16 @@ __noinline int link_current(struct io *io, __u32 protocol)
 			evidence = FLOW_EVIDENCE_CONTEXT;
 			goto found;
 		}
-		if (thread->in_hand.count == 1) {
-			causes_only(&thread->in_hand, &cause);
-			evidence = FLOW_EVIDENCE_THREAD;
-		}
+		evidence = thread_cause(thread, &cause);
 		goto found;
 	}
 	thread = thread_of(tid);
-	if (thread && thread->in_hand.count && !(runtime->kind == RUNTIME_CPYTHON && thread->loop))
-		evidence = thread_cause(runtime, thread, &cause);
+	if (!thread || !thread->in_hand.count)
+		return 0;
+	if (runtime->kind != RUNTIME_NODE)
+		evidence = thread_cause(thread, &cause);
+	if (!evidence)
+		evidence = loop_cause(runtime, thread, &cause);
 found:
 	io->cause = cause;
 	return cause.id ? evidence : 0;
@@ -432,6 +436,16 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 			return evidence; /* connecting counted as the call */
 	}
 	evidence = link_current(io, protocol);
+	/*
+	 * Threads share a connection of HTTP/2, and one may write for others, after itself. A
+	 * thread makes one call at a time.
+	 */
+	if (evidence == FLOW_EVIDENCE_THREAD && stream) {
+		__u32 tid, *calls = cause_calls(&io->cause, &tid);
+
+		if (calls && *calls)
+			evidence = 0;
+	}
 found:
 	if (!io->cause.id || !evidence) {
 		io->cause.id = 0;
@@ -467,7 +481,7 @@ __noinline int link_connect(struct io *io)
 		return 0;
 	tgid = io->pid_tgid >> 32;
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
-	if (!runtime || !runtime->connects)
+	if (!runtime || !(runtime->event_loop & EVENT_LOOP_CONNECTS))
 		return 0;
 	if (!link_current(io, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
 		return 0;

@@ -66,7 +66,7 @@ struct pipelined_key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 512);
 	__type(key, struct pipelined_key);
 	__type(value, struct flow_record);
 } pipelined SEC(".maps");
@@ -108,7 +108,7 @@ struct {
 /* Sockets found to speak something else, or filtered out: struct sock * to inode. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 4096);
 	__type(key, __u64);
 	__type(value, __u64);
 } others SEC(".maps");
@@ -157,11 +157,18 @@ struct {
  * that are not in here link nothing: a thread may mean nothing in them.
  */
 enum runtime_kind {
-	RUNTIME_THREADS = 1, /* a thread serves one request at a time, or is an event loop */
+	RUNTIME_THREADS = 1, /* a thread that serves one request and no other works for it */
 	RUNTIME_CPYTHON = 2,
 	RUNTIME_GO = 3,
 	RUNTIME_NODE = 4,
 	RUNTIME_OPAQUE = 5, /* has contexts of its own, that can't be read */
+};
+
+/* What is known of a program whose threads are event loops. */
+enum event_loop {
+	EVENT_LOOP_TURNS = 1,	 /* what a thread sends, it sends for whom it served or heard last */
+	EVENT_LOOP_CONNECTS = 2, /* a connection opened for an exchange carries its request */
+	EVENT_LOOP_TIMERS = 4,	 /* one thread does all: nobody but it can have been waiting */
 };
 
 struct runtime {
@@ -187,8 +194,7 @@ struct runtime {
 	/* CPython: its locks that say nothing of who waits for whom (the GIL) are in here */
 	__u32 locks_size;
 	__u64 locks;
-	/* event loops: a connection that is opened for an exchange carries its request */
-	__u32 connects;
+	__u32 event_loop; /* enum event_loop */
 	__u32 pad;
 };
 
@@ -222,6 +228,7 @@ struct thread {
 	__u64 python;	/* its PyThreadState */
 	__u32 messages; /* received in this turn */
 	__u32 loop;	/* it had several in hand at once: an event loop */
+	__u32 polled;	/* it polled while it had one in hand: may be one, too */
 	/* a thread that serves nobody: its last request without a parent, when its answer came */
 	__u64 alone;
 	__u64 alone_ns;
@@ -232,7 +239,7 @@ struct thread {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, __u32);
 	__type(value, struct thread);
 } threads SEC(".maps");
@@ -266,7 +273,7 @@ struct hint {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1024);
 	__type(key, __u64);
 	__type(value, struct hint);
 } hints SEC(".maps");
@@ -284,7 +291,7 @@ struct wait {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1024);
 	__type(key, struct wait_key);
 	__type(value, struct wait);
 } waits SEC(".maps");
@@ -292,7 +299,7 @@ struct {
 /* What the filters said of a process, by tgid; dropped when it execs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, __u32);
 	__type(value, __u8);
 } verdicts SEC(".maps");

@@ -22,6 +22,8 @@ static __always_inline int turn(void)
 	thread->last.id = 0;
 	thread->accepted = 0;
 	thread->messages = 0;
+	if (thread->in_hand.count)
+		thread->polled = 1;
 	request_over(thread);
 	return 0;
 }
@@ -118,6 +120,106 @@ int enter_futex(struct trace_event_raw_sys_enter *ctx)
 	causes_only(&thread->in_hand, &wait.cause);
 	wait.since_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&waits, &key, &wait, BPF_ANY);
+	return 0;
+}
+
+/* ---- Node.js with its preload ------------------------------------------------------------ */
+
+/*
+ * deploy/node/wirespan.cjs tells which request a call is made for: it reads from /dev/null at
+ * this offset, and the first buffer is a node_mark.
+ */
+#define NODE_MARK_OFFSET 0x574952455350ULL /* "WIRESP" */
+#define NODE_MARK_MAGIC 0x77736e31	   /* "wsn1" */
+
+enum node_mark_op {
+	NODE_MARK_SERVE = 1, /* this request is being served from now on */
+	NODE_MARK_CALL = 2,  /* a request is about to be sent */
+};
+
+struct node_mark {
+	__u32 magic;
+	__u32 op; /* enum node_mark_op */
+	__u32 fd;
+	__u32 stream; /* HTTP/2; 0: none */
+	__u32 number; /* of the request that is served; 0: none */
+	__u32 thread; /* that gave the number */
+};
+
+/* The exchange in hand on a server's connection, or on a stream of it. */
+static __always_inline void node_serve(const struct io *io, const struct context_key *key,
+				       __u32 stream)
+{
+	struct context known = { .cause.sk = io->sk };
+	struct stream_entry *e;
+	struct conn *c;
+	__u64 sk = io->sk;
+
+	if (stream) {
+		c = conn_of(sk, io->ino);
+		e = stream_of(sk, stream);
+		if (!c || !e || !(e->flags & FLOW_FLAG_IN_HAND))
+			return;
+		known.cause.index = stream;
+		known.cause.id = stream_exchange(c, e);
+	} else {
+		/* found by its connection, now that it is the only one there */
+		known.cause.index = io->ino;
+		bpf_map_update_elem(&contexts, key, &known, BPF_ANY);
+		context_cause(key, &known.cause);
+	}
+	if (known.cause.id)
+		bpf_map_update_elem(&contexts, key, &known, BPF_ANY);
+	else
+		bpf_map_delete_elem(&contexts, key);
+}
+
+/* Taken as it is by link_call(); of a call that is nobody's, nothing else is asked. */
+static __always_inline void node_call(const struct io *io, const struct context_key *key,
+				      __u32 stream)
+{
+	struct hint hint = { .ino = io->ino, .evidence = FLOW_EVIDENCE_ASYNC }, *old;
+	struct context *known = bpf_map_lookup_elem(&contexts, key);
+	__u64 sk = io->sk;
+
+	if (known)
+		hint.cause = known->cause;
+	old = bpf_map_lookup_elem(&hints, &sk);
+	if (old && old->ino == io->ino && old->evidence == FLOW_EVIDENCE_CONNECT) {
+		struct cause connected = old->cause;
+
+		bpf_map_delete_elem(&hints, &sk);
+		link_calls(&connected, 0); /* connecting counted as its call */
+	}
+	sk = hint_key(sk, stream);
+	bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
+}
+
+SEC("tracepoint/syscalls/sys_enter_preadv")
+int enter_preadv(struct trace_event_raw_sys_enter *ctx)
+{
+	struct context_key key = {};
+	struct user_iovec first;
+	struct node_mark mark;
+	struct io *io;
+
+	if (ctx->args[3] != NODE_MARK_OFFSET || !cfg_ready || !cfg_link ||
+	    bpf_probe_read_user(&first, sizeof(first), (void *)ctx->args[1]) ||
+	    first.len != sizeof(mark) ||
+	    bpf_probe_read_user(&mark, sizeof(mark), (void *)first.base) ||
+	    mark.magic != NODE_MARK_MAGIC)
+		return 0;
+	key.context = (__u64)mark.thread << 32 | mark.number;
+	key.tgid = bpf_get_current_pid_tgid() >> 32;
+	if (mark.op == NODE_MARK_SERVE)
+		bpf_map_delete_elem(&contexts, &key); /* of a process that had the same id */
+	io = io_get();
+	if (!io || !sock_of_fd(io, mark.fd))
+		return 0;
+	if (mark.op == NODE_MARK_SERVE)
+		node_serve(io, &key, mark.stream);
+	else if (mark.op == NODE_MARK_CALL)
+		node_call(io, &key, mark.stream);
 	return 0;
 }
 

@@ -41,8 +41,11 @@ GO_PROBES = {
     "runtime.recv": "go_recv",
 }
 PROGRAMS = ("python_copied", "node_turn", *dict.fromkeys(GO_PROBES.values()))
-# Event loops that open a connection for one exchange and never give it to another.
-CONNECTS = frozenset({"nginx"})
+# enum event_loop.
+TURNS, CONNECTS, TIMERS = 1, 2, 4
+# Programs whose threads are event loops that keep an exchange to themselves. Of others nobody
+# knows for whom a thread that serves several works: a task may have moved to it from another.
+EVENT_LOOPS = {"nginx": TURNS | CONNECTS, "haproxy": TURNS, "envoy": TURNS}
 # An interpreter that was just exec'ed needs a while until it can be read, in seconds.
 _AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _QUEUE = 4096
@@ -67,13 +70,13 @@ def value_of(found: Found) -> bytes:
         case Go() as go:
             return _packed(GO, go=_go(go))
         case Node():
-            return _packed(NODE, connects=1)
+            return _packed(NODE, event_loop=TURNS | CONNECTS | TIMERS)
         case _ if "python" in found.path.name:
             return _packed(CPYTHON)
         case _ if found.reason:
             return _packed(OPAQUE)
         case _:
-            return _packed(THREADS, connects=_program(found.pid) in CONNECTS)
+            return _packed(THREADS, event_loop=EVENT_LOOPS.get(_program(found.pid), 0))
 
 
 def _packed(
@@ -82,9 +85,9 @@ def _packed(
     python: Sequence[int] = (0,) * 5,
     go: Sequence[int] = (0,) * 9,
     locks: Sequence[int] = (0, 0),
-    connects: int = 0,
+    event_loop: int = 0,
 ) -> bytes:
-    return RUNTIME.pack(interpreter, kind, *python, *go, *locks, connects)
+    return RUNTIME.pack(interpreter, kind, *python, *go, *locks, event_loop)
 
 
 def _go(go: Go) -> tuple[int, ...]:

@@ -23,10 +23,11 @@
 #define H1_METHOD_MAX 16  /* longest method token we take for one */
 #define H1_TEXT_END (H1_METHOD_OFF - 8)
 #define H1_TRACEPARENT_MAX 56
-#define H1_B3_TRACE 0 /* where in their slot the values of X-B3- headers lie: */
-#define H1_B3_SPAN 40 /* each has a word more than it should fill */
+#define H1_FOREIGN_MAX 216 /* of another header in its place */
+#define H1_B3_TRACE 0	   /* where in their slot the values of X-B3- headers lie: */
+#define H1_B3_SPAN 40	   /* each has a word more than it should fill */
 #define H1_B3_LEN 64
-#define H1_LINES 4	  /* field lines passed over in one step */
+#define H1_LINES 4			    /* field lines passed over in one step */
 #define H1_LENGTH_MAX 999999999999999999ULL /* most bytes of a body or a chunk */
 
 enum h1_state {
@@ -463,7 +464,7 @@ static __always_inline int h1_field_name(__u64 w0, __u64 w1, __u64 w2, int respo
 		return 1;
 	}
 	if ((w0 & LOW_BYTES(4)) == H1_SW8) {
-		*f = (struct h1_field){ H1_VALUE, FLOW_TEXT_TRACEPARENT, 0, 216 };
+		*f = (struct h1_field){ H1_VALUE, FLOW_TEXT_TRACEPARENT, 0, H1_FOREIGN_MAX };
 		return 1;
 	}
 	if (w0 == H1_UBER_TRA && (w1 & LOW_BYTES(6)) == H1_CE_ID) {
@@ -492,8 +493,10 @@ static __always_inline int h1_name_trace(struct stream *s, struct flow_record *r
 
 	if (f->state == H1_OWS) {
 		/* what is there goes, and its bytes are lost */
-		if (s->flags & H1_FOREIGN)
+		if (s->flags & H1_FOREIGN) {
 			kept->len = 0;
+			r->truncated &= ~(1 << FLOW_TEXT_TRACEPARENT);
+		}
 		s->flags &= ~(H1_FOREIGN | H1_B3_PAIR);
 		return !kept->len;
 	}
@@ -561,8 +564,8 @@ static __always_inline enum step h1_step_name(struct stream *s, struct flow_reco
 		return STEP_MORE;
 	if (!h1_name_may_match(w0, response))
 		goto pass;
-	if (n < 18 && !h1_name_is_short(w0) && !h1_has_lf(window_load(w, w->pos + 8)) &&
-	    !h1_has_lf(window_load(w, w->pos + 16)))
+	if (n < 18 && !h1_name_is_short(w0) && !h1_has_lf(raw) &&
+	    !h1_has_lf(window_load(w, w->pos + 8)) && !h1_has_lf(window_load(w, w->pos + 16)))
 		return STEP_MORE;
 	if (!h1_field_name(w0, h1_lower(window_load(w, w->pos + 8)),
 			   h1_lower(window_load(w, w->pos + 16)), response, &f))
@@ -734,33 +737,38 @@ static __always_inline enum step h1_step_value(struct stream *s, struct flow_rec
 static __always_inline enum step h1_step_b3(struct stream *s, struct flow_record *r,
 					    struct window *w)
 {
-	__u32 i;
+	__u32 pos = w->pos, at = s->limit, i;
+	enum step step = STEP_AGAIN;
 
 	for (i = 0; i < STRIDE; i++) {
-		__u32 at = s->limit;
-		__u8 c = window_byte(w, w->pos);
+		__u8 c = window_byte(w, pos);
 
-		if (w->pos >= w->end)
-			return STEP_MORE;
-		if (c > ' ') {
-			/* only the first of its kind counts */
-			if (!s->digits && at < FLOW_TEXT_BYTES && r->text[at])
-				goto end;
-			s->digits = 1;
-			if (s->field && at < FLOW_TEXT_BYTES) {
-				r->text[at] = c;
-				s->limit = at + 1;
-				s->field--;
-			}
-		} else if (s->digits || (c != ' ' && c != '\t')) {
-			goto end;
+		if (pos >= w->end) {
+			step = STEP_MORE;
+			break;
 		}
-		w->pos++;
+		if (c <= ' ' && (s->digits || (c != ' ' && c != '\t'))) {
+			s->state = H1_LINE;
+			break;
+		}
+		pos++;
+		if (c <= ' ' || at >= FLOW_TEXT_BYTES)
+			continue;
+		/* only the first of its kind counts */
+		if (!s->digits && r->text[at]) {
+			s->state = H1_LINE;
+			break;
+		}
+		s->digits = 1;
+		if (s->field) {
+			r->text[at] = c;
+			at++;
+			s->field--;
+		}
 	}
-	return STEP_AGAIN;
-end:
-	s->state = H1_LINE;
-	return STEP_AGAIN;
+	w->pos = pos;
+	s->limit = at;
+	return step;
 }
 
 /* chunk-size in hex, RFC 9112 section 7.1. */
