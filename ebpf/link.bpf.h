@@ -449,7 +449,8 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 found:
 	if (!io->cause.id || !evidence) {
 		io->cause.id = 0;
-		return link_alone(io, exchange);
+		/* a connection of HTTP/2 is shared: who writes need not be who asks */
+		return stream ? 0 : link_alone(io, exchange);
 	}
 	/* it may be over: what outlives the response still belongs to it */
 	link_calls(&io->cause, 1);

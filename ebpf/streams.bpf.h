@@ -173,7 +173,7 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 	if (c->t.old)
 		e.flags = FLOW_FLAG_OLD;
 	if (c->role == FLOW_CLIENT) {
-		e.evidence = link_call(io, FLOW_PROTO_HTTP2, e.id, stream_exchange(c, &e));
+		e.evidence = link_call(io, FLOW_PROTO_HTTP2, e.id, 0);
 		if (e.evidence)
 			e.cause = io->cause;
 	}
@@ -201,8 +201,6 @@ static __always_inline void frame_begin(struct conn *c, struct io *io, struct st
 			e->response_tid = (__u32)io->pid_tgid;
 			if (e->cause.id)
 				link_heard(io, &e->cause);
-			else if (e->evidence == FLOW_EVIDENCE_WAKEUP)
-				link_answered(io, stream_exchange(c, e));
 		} else if (!e && c->t.old) {
 			lose(FLOW_LOSS_ORPHAN);
 		}
