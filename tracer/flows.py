@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tracer import ids
 from tracer.columns import U64, Rows, absorb, nonzero
-from tracer.flow import Flag, Kind, Protocol, Role
+from tracer.flow import Family, Flag, Kind, Protocol, Role
 from tracer.link.headers import nobody
 from tracer.protocols.base import (
     Columns,
@@ -39,6 +39,8 @@ NewDecoder = Callable[[Shapes, Routes, Settings], Decoder]
 _EXCHANGE, _EXEC, _HANDOVER = int(Kind.EXCHANGE), int(Kind.EXEC), int(Kind.HANDOVER)
 _LAST_KIND = max(Kind)
 _CLIENT, _SERVER = int(Role.CLIENT), int(Role.SERVER)
+_INET = int(Family.INET)
+_LOOPBACK_NET = 127  # RFC 1122 section 3.2.1.3
 _IDS_PRIVATE = np.uint32(Flag.IDS_PRIVATE)
 # Of flow_exchange_id() in ebpf/flow.h.
 _EXCHANGE_FACTOR = np.uint64(0x9E3779B97F4A7C15)
@@ -215,8 +217,28 @@ def _links(
         end_ns=records["end_ns"].copy(),
         process=process,
         content=np.zeros(len(records), np.uint64) if content is None else content,
+        near=_near(records, client),
         remote=columns.remote or nobody(len(records)),
     )
+
+
+def _near(records: Records, client: NDArray[np.bool_]) -> NDArray[np.uint16]:
+    """Number the services whose peers are on this host by their address; 0 for the others, (n,).
+
+    That is an address of loopback, or this side's own. Unix sockets have none, and so the same
+    on both sides.
+    """
+    local, remote = records["local_addr"].view(np.uint64), records["remote_addr"].view(np.uint64)
+    near: NDArray[np.bool_] = (local[:, 0] == remote[:, 0]) & (local[:, 1] == remote[:, 1])
+    if not near.all():
+        loopback = records["remote_addr"][:, 0] == _LOOPBACK_NET
+        near |= loopback & (records["family"] == _INET)
+    port = np.where(client, records["remote_port"], records["local_port"]).astype(np.uint64)
+    port |= records["netns"].astype(np.uint64) << np.uint64(16)
+    number = (port * _EXCHANGE_FACTOR >> np.uint64(48)).astype(np.uint16)
+    number |= np.uint16(1)
+    number[~near] = 0
+    return number
 
 
 def _merge(parts: list[tuple[Rows, Columns]], count: int) -> tuple[Rows, Columns]:

@@ -93,6 +93,8 @@ class Links(NamedTuple):
     start_ns, end_ns: uint64 (n,), CLOCK_MONOTONIC.
     process: uint64 (n,), a hash of the process.
     content: uint64 (n,), a hash of method and target; 0: not to be compared.
+    near: uint16 (n,), where by its address the peer is on this very host: a number that all
+        exchanges with one service have, and may be another's, too. 0: it is not.
     handovers: uint64 (m, 2) or None: the `exchange` of a client's side, of this batch or one
         before, and that of the server's side it turned out to be made for.
     """
@@ -105,6 +107,7 @@ class Links(NamedTuple):
     end_ns: NDArray[np.uint64]
     process: NDArray[np.uint64]
     content: NDArray[np.uint64]
+    near: NDArray[np.uint16]
     remote: Remote
     handovers: NDArray[np.uint64] | None = None
 

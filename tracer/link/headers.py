@@ -1,11 +1,13 @@
 """Trace headers of requests: whose trace an exchange belongs to, as its sender says.
 
-Four formats, each known by its form:
+Five formats, each known by its form:
 
     00-{32 hex}-{16 hex}-{2 hex}           traceparent, https://www.w3.org/TR/trace-context/
     {16 or 32 hex}-{16 hex}[-...]          b3, https://github.com/openzipkin/b3-propagation
     {hex}:{hex}:{hex}:{hex}                uber-trace-id, Jaeger's client libraries
     1-{base64}-{base64}-{number}-...       sw8, Apache SkyWalking's cross-process protocol 3.0
+    {16 or 32 hex, 40 bytes}{16 hex, 24}   X-B3-TraceId and X-B3-SpanId, each with zero bytes
+                                           behind it, as ebpf/protocols/http1.h puts them
 
 A value may stand behind its header's name (`b3: ...`). SkyWalking's ids are no numbers:
 theirs are hashed, so that all who read one header come to the same ids.
@@ -36,10 +38,13 @@ MAX_REMEMBERED = 8192
 _NAME = re.compile(rb"(?:traceparent|b3|uber-trace-id|sw8):[ \t]*", re.IGNORECASE)
 _W3C = re.compile(rb"(?!ff)([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 _B3 = re.compile(rb"([0-9a-f]{16}|[0-9a-f]{32})-([0-9a-f]{16})(?:-.*)?", re.IGNORECASE)
+_B3_PAIR = re.compile(
+    rb"([0-9a-f]{16}(?:\0{24}|[0-9a-f]{16}\0{8}))([0-9a-f]{16})\0{8}", re.IGNORECASE
+)
 _UBER = re.compile(
     rb"([0-9a-f]{1,32}):([0-9a-f]{1,16}):[0-9a-f]{1,16}:[0-9a-f]{1,2}", re.IGNORECASE
 )
-_SW8 = re.compile(rb"[01]-([A-Za-z0-9+/=]+)-([A-Za-z0-9+/=]+)-([0-9]{1,10})(?:-.*)?")
+_SW8 = re.compile(rb"[01]-([A-Za-z0-9+/=]+)-([A-Za-z0-9+/=]+)-([0-9]{1,10})-.*")
 
 _NO_DIGIT = 0xFF
 _DIGITS = np.full(256, _NO_DIGIT, dtype=np.uint8)
@@ -64,11 +69,13 @@ def remote_parent(text: bytes) -> tuple[bytes, bytes] | None:
         ids = found[2], found[3]
     elif found := _B3.fullmatch(text) or _UBER.fullmatch(text):
         ids = found[1], found[2]
+    elif found := _B3_PAIR.fullmatch(text):
+        ids = found[1].rstrip(b"\0"), found[2]
     elif found := _SW8.fullmatch(text):
         return _skywalking(found[1], found[2], found[3])
     else:
         return None
-    trace, span = (bytes.fromhex(ids[at].decode().zfill(32 >> at)) for at in (0, 1))
+    trace, span = (bytes.fromhex(text.decode().zfill(32 >> at)) for at, text in enumerate(ids))
     return (trace, span) if any(trace) and any(span) else None
 
 

@@ -29,6 +29,7 @@ _COLUMNS = (
     ("remote", np.uint64),  # parent that the request itself names; 0: none
     ("start_ns", np.uint64),
     ("deadline", np.int64),
+    ("near", np.uint16),  # that of Links, as long as it may be waited for longer
     ("when", np.int64),  # it was made, or its span went out
     ("parent", np.int32),  # -1: none
     ("top", np.int32),
@@ -49,6 +50,7 @@ class Nodes:
     remote: U64
     start_ns: U64
     deadline: NDArray[np.int64]
+    near: NDArray[np.uint16]
     when: NDArray[np.int64]
     parent: I32
     top: I32
@@ -86,6 +88,7 @@ class Nodes:
         self.state[chosen] = ABSENT
         self.flags[chosen] = 0
         self.remote[chosen] = 0
+        self.near[chosen] = 0
         return nodes
 
     def find(self, tokens: U64) -> I32:

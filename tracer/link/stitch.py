@@ -8,9 +8,12 @@ Each side of an exchange is a node, and each has at most one parent:
 so that traces are trees. A span is handed on, once, when the top of its tree is known: a
 node without a parent, or one whose span is out already. What doesn't come in time is cut:
 
-- A server's side whose client is not traced here becomes a top after EDGE_WAIT_NS. Its
-  parent is then the one that the request names (tracer.link.headers), or, where another
-  tracer may have seen the client (`downstream`), the client's side nonetheless.
+- A server's side whose client is not traced here becomes a top after EDGE_WAIT_NS. But
+  a client that is busy may be long in reading its response: on this host it is waited for
+  NEAR_WAIT_NS, if clients of the same service are known to be traced, or the service has
+  not been known for that long. Its parent is then the one that the request names
+  (tracer.link.headers), or, where another tracer may have seen the client (`downstream`),
+  the client's side nonetheless.
 - A client's side waits LINK_WAIT_NS for the exchange it was made for, then goes out without
   a parent under a trace id that is computed from that exchange's id (`link_late`). The
   exchange adopts it when it comes, and so does the top of its tree, so that the trace stays
@@ -46,6 +49,7 @@ from tracer.link.known import ABSENT, CAPACITY, HELD, OUT, Nodes
 from tracer.spans import EVIDENCE, Links, SpanBatch, Text
 
 EDGE_WAIT_NS = 250_000_000
+NEAR_WAIT_NS = 5_000_000_000
 LINK_WAIT_NS = 5_000_000_000
 SETTLE_NS = 250_000_000
 CONTENT_WAIT_NS = 1_000_000_000
@@ -85,6 +89,7 @@ class Waits(NamedTuple):
     link_ns: int = LINK_WAIT_NS
     settle_ns: int = SETTLE_NS
     content_ns: int = CONTENT_WAIT_NS
+    near_ns: int = NEAR_WAIT_NS
 
 
 class Stitcher:
@@ -102,6 +107,9 @@ class Stitcher:
         capacity: int = CAPACITY,
     ) -> None:
         self._downstream = downstream
+        # By Links.near: whether clients of a service were traced, and since when it is known.
+        self._met = np.zeros(1 << 16, dtype=np.bool_)
+        self._since = np.full(1 << 16, -1)
         self._held_max = held_max
         self._waits = waits or Waits()
         self._nodes = Nodes(capacity)
@@ -187,6 +195,11 @@ class Stitcher:
         store.start_ns[at] = links.start_ns
         waits = self._waits
         store.deadline[at] = np.where(client, now_ns + waits.link_ns, now_ns + waits.edge_ns)
+        near = np.where(client, np.uint16(0), links.near)
+        self._met[links.near[client]] = True
+        new = near[self._since.take(near) < 0]
+        self._since[new] = now_ns
+        store.near[at] = near
         store.parent[at] = parent
         store.state[at] = HELD
         store.evidence[at] = links.evidence
@@ -301,8 +314,20 @@ class Stitcher:
         if not everything:
             waiting = held.take(np.flatnonzero(store.deadline.take(held) <= now_ns))
         parent = store.parent[waiting]
-        late = (parent >= 0) & (store.state[parent] == ABSENT)
-        self._losses["link_late"] += self._give_up(waiting[late])
+        late = waiting[(parent >= 0) & (store.state[parent] == ABSENT)]
+        if not everything and len(late):
+            late = late[~self._wait_longer(late, now_ns)]
+        self._losses["link_late"] += self._give_up(late)
+
+    def _wait_longer(self, nodes: I32, now_ns: int) -> NDArray[np.bool_]:
+        """Give server's sides more time, once, whose clients are likely to come; which, (n,)."""
+        store = self._nodes
+        near, wait = store.near[nodes], self._waits.near_ns
+        likely: NDArray[np.bool_] = self._met[near] | (now_ns < self._since[near] + wait)
+        likely &= near != 0
+        store.deadline[nodes[likely]] += wait - self._waits.edge_ns
+        store.near[nodes] = 0
+        return likely
 
     def _give_up(self, nodes: I32) -> int:
         """Cut edges to parents that haven't come; return how many are without any now."""

@@ -11,8 +11,9 @@ Decisions where the conventions leave room:
   instead: of a reset stream's HTTP/2 error code, of an HTTP status other than 200, of a
   header block that ended the response without (UNKNOWN). A deadline that runs out shows
   as RST_STREAM(CANCEL) of the client or, grpc-go, the server, like a call that is cancelled:
-  DEADLINE_EXCEEDED, if the client had waited for as long as its `grpc-timeout` said. If the connection ended, nothing says more than
-  `error.type` (the table in tracer.protocols.http1_shape).
+  DEADLINE_EXCEEDED, if the client had waited for as long as its `grpc-timeout` said. If the
+  connection ended, nothing says more than `error.type` (the table in
+  tracer.protocols.http1_shape).
 
 Source: https://opentelemetry.io/docs/specs/semconv/rpc/grpc/ (semantic conventions 1.45);
 https://github.com/grpc/grpc/blob/master/doc/PROTOCOL-HTTP2.md (HTTP2 Transport Mapping);

@@ -35,6 +35,7 @@ class Row:
     content: int = 0
     remote: tuple[bytes, bytes] | None = None
     private: bool = False
+    near: int = 0
 
 
 def key_words(key: int) -> NDArray[Any]:
@@ -96,6 +97,7 @@ def batch(rows: Sequence[Row], shapes: Sequence[Shape] = SHAPES) -> SpanBatch:
             end_ns=column("end_ns"),
             process=column("process"),
             content=column("content"),
+            near=column("near", np.uint16),
             remote=remote,
         ),
     )

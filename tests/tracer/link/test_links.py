@@ -40,7 +40,7 @@ def test_a_server_s_exchange_and_the_call_made_for_it() -> None:
     made = Reassembler(Processes(), Routes()).feed(batch_of(call, served), 0)
     assert made.links is not None
     assert not stitcher.feed(made, 0)
-    (batch,) = stitcher.flush(S)
+    (batch,) = stitcher.flush(10 * S)
     key = ids.keys(np.array([2**32 - 1], np.uint32), np.array([9], np.uint32))
     assert batch.parent_span_id[0].tobytes() == ids.server_span_id(key).tobytes()
     assert attributes_of(batch, 0)["wirespan.link.evidence"] == "loop"
@@ -64,7 +64,7 @@ def test_private_ids_await_nobody() -> None:
 def stitched(*records: NDArray[np.void]) -> list[Out]:
     stitcher = Stitcher()
     made = Reassembler(Processes(), Routes()).feed(batch_of(*records), 0)
-    return published([*stitcher.feed(made, 0), *stitcher.flush(S)])
+    return published([*stitcher.feed(made, 0), *stitcher.flush(10 * S)])
 
 
 def test_traceparent() -> None:
@@ -95,7 +95,7 @@ def test_http2(headers: dict[str, str]) -> None:
     made = tracer().feed(batch_of(*wire.call(1, list({**request, **headers}.items()))), 0)
     stitcher = Stitcher()
     stitcher.feed(made, 0)
-    (out,) = published(stitcher.flush(S))
+    (out,) = published(stitcher.flush(10 * S))
     assert (out.trace, out.parent, out.evidence) == (TRACE, SPAN, "traceparent")
 
 

@@ -78,6 +78,39 @@ def test_a_server_whose_client_is_not_traced_is_a_root_after_a_while() -> None:
     assert not any(stitcher.losses().values())
 
 
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("met", [0, 1, 2])
+@pytest.mark.parametrize("near", [0, 1])
+def test_a_client_on_this_host_that_is_traced_is_waited_for(
+    near: int, met: int, known: bool
+) -> None:
+    stitcher = Stitcher()
+    start = 10 * S
+    if known:
+        stitcher.feed(batch([server(2, near=near)]), 0)
+        assert len(published(stitcher.flush(start))) == 1
+    rows = [server(1, start_ns=1, near=near), client(1, near=near)]
+    assert not stitcher.feed(batch(rows[:1]), start)
+    # That others of the same service are traced may turn out meanwhile.
+    assert len(stitcher.feed(batch([client(3, near=met)]), start + 249 * MS)) == 1
+    assert not stitcher.flush(start + 249 * MS)
+    late = published(stitcher.flush(start + 250 * MS))
+    late += published(stitcher.flush(start + 4_999 * MS))
+    paired = published(stitcher.feed(batch(rows[1:]), start + 4_999 * MS))
+    if near and (met == near or not known):
+        assert not late and by_number(paired)[1_000_001].parent == client_id(1)
+    else:
+        assert late[0].parent == NO_PARENT
+
+
+def test_a_client_on_this_host_is_not_waited_for_without_end() -> None:
+    stitcher = Stitcher()
+    assert not stitcher.feed(batch([server(1, near=1)]), 0)
+    assert not stitcher.flush(250 * MS) and not stitcher.flush(4_999 * MS)
+    (out,) = published(stitcher.flush(5 * S))
+    assert (out.trace, out.parent) == (trace_of(1), NO_PARENT)
+
+
 def test_a_collector_behind_gets_the_client_s_id_nonetheless() -> None:
     stitcher = Stitcher(downstream=True)
     stitcher.feed(batch([server(1)]), 0)
@@ -368,13 +401,15 @@ class Truth:
             has_client = above is not None or rng.random() < 0.7
             has_server = not has_client or rng.random() < 0.8
             other = key + 40_000 if private else key  # the sides share no numbers
+            near = rng.randrange(3)
             if has_client:
-                row = client(other, parent=50_000 + above if above else 0, start_ns=10 * at)
+                parent = 50_000 + above if above else 0
+                row = client(other, parent=parent, start_ns=10 * at, near=near)
                 top = tops[False, above] if above else (True, other)
                 tops[True, other] = top
                 self._add(row, server_id(above) if above else NO_PARENT, top)
             if has_server:
-                row = server(key, start_ns=10 * at + 5, private=private)
+                row = server(key, start_ns=10 * at + 5, private=private, near=near)
                 linked = has_client and not private
                 top = tops[True, key] if linked else (False, key)
                 tops[False, key] = top
@@ -405,7 +440,7 @@ def test_forests_come_out_as_they_are(seed: int, count: int) -> None:
     outs = []
     for at, rows in enumerate(truth.batches(seed)):
         outs += published(stitcher.feed(batch(rows), at * MS))
-    outs += published(stitcher.flush(S))
+    outs += published(stitcher.flush(6 * S))
     outs += published(stitcher.flush(60 * S))
     assert len(stitcher) == 0
     spans = by_number(outs)
@@ -422,7 +457,7 @@ def test_forests_torn_apart_have_no_wrong_parent(
 ) -> None:
     truth = Truth(seed, count)
     rng = random.Random(seed)
-    waits = Waits(rng.randrange(100), rng.randrange(400))
+    waits = Waits(rng.randrange(100), rng.randrange(400), near_ns=rng.randrange(800))
     stitcher = Stitcher(downstream, held_max, waits, capacity=1 << 8)
     outs: list[Out] = []
     now = 0
