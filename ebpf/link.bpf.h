@@ -205,11 +205,11 @@ __noinline int goroutine_cause(struct runtime *runtime, struct cause *cause, __u
 	if (!known)
 		return 0;
 	*cause = known->cause;
-	if (known->channel && !cause_live(cause))
+	if (!cause_live(cause))
 		return 0;
-	struct context found = { .cause = *cause };
+	struct context found = { .cause = *cause, .channel = INHERITED };
 
-	/* for good: the parent may serve another exchange by the next time */
+	/* the parent may serve another exchange by the next time */
 	key.context = goid;
 	bpf_map_update_elem(&contexts, &key, &found, BPF_ANY);
 	return 1;
@@ -468,6 +468,33 @@ __noinline int link_answered(struct io *io, __u64 exchange)
 	if (thread && thread->alone == exchange)
 		thread->alone_ns = io->start_ns;
 	return 0;
+}
+
+/* A hint for a stream that has begun by now. */
+static __always_inline void hint_take(__u64 sk, struct stream_entry *e)
+{
+	__u64 key = hint_key(sk, e->id);
+	struct hint *hint = bpf_map_lookup_elem(&hints, &key);
+
+	if (!hint || e->cause.id)
+		return;
+	e->cause = hint->cause;
+	e->evidence = hint->evidence;
+	bpf_map_delete_elem(&hints, &key);
+	if (e->cause.id)
+		link_calls(&e->cause, 1);
+}
+
+/* Whose a stream is may be told just while it begins: both then look for the other. */
+static __always_inline void hint_leave(__u64 sk, __u32 stream, const struct hint *hint)
+{
+	__u64 key = hint_key(sk, stream);
+	struct stream_entry *e;
+
+	bpf_map_update_elem(&hints, &key, hint, BPF_ANY);
+	e = stream_of(sk, stream);
+	if (e)
+		hint_take(sk, e);
 }
 
 /* A connection is being opened: its first request is for whom this thread runs now. */

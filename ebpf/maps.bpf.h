@@ -166,7 +166,7 @@ enum runtime_kind {
 
 /* What is known of a program whose threads are event loops. */
 enum event_loop {
-	EVENT_LOOP_TURNS = 1,	 /* what a thread sends, it sends for whom it served or heard last */
+	EVENT_LOOP_TURNS = 1, /* what a thread sends, it sends for whom it served or heard last */
 	EVENT_LOOP_CONNECTS = 2, /* a connection opened for an exchange carries its request */
 	EVENT_LOOP_TIMERS = 4,	 /* one thread does all: nobody but it can have been waiting */
 };
@@ -251,9 +251,11 @@ struct context_key {
 	__u32 goroutine;
 };
 
+#define INHERITED 1 /* no channel: started for the exchange */
+
 struct context {
 	struct cause cause; /* id 0: the connection alone is known, whose inode is `index` */
-	__u64 channel;	    /* goroutine: handed over by it, while the exchange is under way */
+	__u64 channel;	    /* goroutine: how it came by it, if it didn't read the request itself */
 };
 
 struct {

@@ -406,7 +406,6 @@ int go_grpc_write(struct pt_regs *ctx)
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
 	struct hint hint = {};
-	struct stream_entry *e;
 	struct io *io;
 	__u64 sk;
 	__u32 id;
@@ -420,17 +419,9 @@ int go_grpc_write(struct pt_regs *ctx)
 		return 0;
 	id = grpc_stream(runtime, ctx->bx, runtime->grpc_client_stream);
 	sk = io->sk;
-	e = stream_of(sk, id);
-	if (!e) {
-		hint.evidence = FLOW_EVIDENCE_GOROUTINE;
-		hint.ino = io->ino;
-		sk = hint_key(sk, id);
-		bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
-	} else if (!e->cause.id) {
-		e->evidence = FLOW_EVIDENCE_GOROUTINE;
-		e->cause = hint.cause;
-		link_calls(&hint.cause, 1);
-	}
+	hint.evidence = FLOW_EVIDENCE_GOROUTINE;
+	hint.ino = io->ino;
+	hint_leave(sk, id, &hint);
 	return 0;
 }
 
@@ -459,8 +450,15 @@ static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
 	if (!key.context)
 		return 0;
 	known = bpf_map_lookup_elem(&contexts, &key);
-	if (known && known->channel != handed.channel)
+	if (known && known->channel == INHERITED) {
+		if (cause_live(&known->cause))
+			return 0;
+	} else if (known && known->channel != handed.channel) {
 		return 0; /* it serves, or works for another channel */
+	}
+	if (!known &&
+	    goroutine_cause(runtime, &handed.cause, receiver_waits ? waiting : current, tgid, 1))
+		return 0; /* it was started for an exchange */
 	found = goroutine_cause(runtime, &handed.cause, receiver_waits ? current : waiting, tgid,
 				1);
 	if (!found)

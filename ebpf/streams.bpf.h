@@ -166,7 +166,7 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 		return;
 	e.sk = io->sk;
 	e.id = s->own[H2_STREAM];
-	e.start_ns = c->first_ns && !c->open ? c->first_ns : io->start_ns;
+	e.start_ns = io->start_ns; /* the preface may have come long before */
 	c->first_ns = 0;
 	e.request_seq = io->seq - (io->win.end - io->win.pos);
 	e.request_tid = (__u32)io->pid_tgid;
@@ -180,6 +180,12 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 	if (bpf_map_update_elem(&streams, &key, &e, BPF_NOEXIST)) {
 		lose(FLOW_LOSS_STREAMS_FULL);
 		return;
+	}
+	if (cfg_link && c->role == FLOW_CLIENT && !e.evidence) {
+		struct stream_entry *begun = stream_of(io->sk, e.id);
+
+		if (begun)
+			hint_take(io->sk, begun);
 	}
 	c->open++;
 	if (c->rec.tgid != io->pid_tgid >> 32)

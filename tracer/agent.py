@@ -291,7 +291,7 @@ class Agent:
         """Every loss there can be, by short name, the kernel's first."""
         losses = {loss.name: 0 for loss in (*KERNEL.values(), *USER.values())}
         losses |= self._kernel.losses()
-        losses |= self._reassembler.losses() | self._stitcher.losses()
+        losses |= self._reassembler.losses() | self._stitcher.losses() | self._contexts.losses()
         losses["reader_full"] = self._pipeline.reader_full
         losses["feed_failed"] = self._pipeline.failed
         losses["tail_full"] = self._hub.dropped

@@ -113,6 +113,15 @@ def _go(go: Go) -> tuple[int, ...]:
     )
 
 
+def _children(pid: int) -> list[int]:
+    """Return the processes that a process has forked, as far as they are to be seen."""
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+        return [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    except OSError:
+        return []
+
+
 def _program(pid: int) -> str:
     try:
         return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
@@ -137,7 +146,7 @@ class Contexts:
         self._later: list[tuple[float, int, int]] = []  # when, process, how often before
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="contexts", daemon=True)
-        self.overlooked = 0  # processes that found the queue full: nothing is linked in them
+        self._overlooked = 0
 
     def start(self) -> None:
         """Look at every process there is, then wait for new ones."""
@@ -151,15 +160,18 @@ class Contexts:
         try:
             self._queue.put_nowait(pid)
         except queue.Full:
-            self.overlooked += 1
+            self._overlooked += 1
+
+    def losses(self) -> dict[str, int]:
+        """Count processes in which nothing is linked; keys of tracer.losses.USER."""
+        return {"link_overlooked": self._overlooked}
 
     def close(self) -> None:
         """Take all uprobes off."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()
-        for probe in self._probes:
-            probe.close()
+        uprobes.take_off(self._probes)
         self._probes.clear()
 
     def _work(self) -> None:
@@ -170,9 +182,12 @@ class Contexts:
             for _, pid, tried in due:
                 self._look(pid, tried)
             try:
-                self._look(self._queue.get(timeout=0.05 if self._later else 0.2), 0)
+                pid = self._queue.get(timeout=0.05 if self._later else 0.2)
             except queue.Empty:
                 continue
+            # A child forked before its parent was known inherited nothing.
+            for each in (pid, *_children(pid)):
+                self._look(each, 0)
 
     def _look(self, pid: int, tried: int) -> None:
         found = self._runtimes.look(pid, again=True)

@@ -67,6 +67,9 @@ USER: Mapping[str, Loss] = {
         ),
         Loss("link_split", "a span had left under another trace id before its trace was known"),
         Loss("link_refused", "a client's span began before what it was said to be made for"),
+        Loss(
+            "link_overlooked", "too many processes began at once to look at: no links in this one"
+        ),
         Loss("link_full", "a span had to leave before its trace was known: too many waited"),
         Loss("output_full", "a span found no room before standard output: not printed"),
         Loss("tail_full", "a span found no room before a `wirespan tail`: not shown there"),

@@ -20,7 +20,7 @@ from tracer.kernel.loader import Kernel, Settings
 WRITE, DISCARD = 1000, 1001
 MOST = 64  # records a call
 RING = 64 << 10
-STRIDE = 672
+STRIDE = 688
 ROOM = (RING - 1) // STRIDE  # records that fit; the kernel leaves the last byte free
 
 # Write `argv[1]` records, MOST a call, as soon as a line comes in.

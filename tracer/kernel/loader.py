@@ -15,6 +15,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -145,7 +146,7 @@ class Kernel:
         """
         entries = filters.entries(self.filters)
         obj = btf.with_max_entries(self._object, self._sizes(entries))
-        before = set(sys.own_program_fds())
+        before = set(sys.own_fds("bpf-prog"))
         # libbpf names maps after the file, so the copy keeps its name.
         with tempfile.TemporaryDirectory(prefix="wirespan-") as directory:
             path = Path(directory) / self._object.name
@@ -162,7 +163,7 @@ class Kernel:
             self._bpf = None
             raise self._refusal(failure, log.text)
         try:
-            for fd in set(sys.own_program_fds()) - before:
+            for fd in set(sys.own_fds("bpf-prog")) - before:
                 self._fds[sys.program_info(fd).name] = fd
             if len(self._fds) != len(self._bpf.get_program_names()):
                 raise LayoutError(
@@ -333,9 +334,14 @@ class Kernel:
         return {name: sys.percpu_sum(fd, index, self._cpus) for name, index in members.items()}
 
     def _detach(self) -> None:
+        # The end of each link waits 40 ms for whoever is in its program; all wait at once where
+        # threads close the last fd of each, and not pylibbpf one after the other.
+        links = [os.dup(fd) for fd in sys.own_fds("bpf_link")] if self._attached else []
         for program in self._attached.values():
             program.detach()
         self._attached.clear()
+        with ThreadPoolExecutor(max(1, len(links))) as pool:
+            list(pool.map(os.close, links))
 
     def _refusal(self, failure: str, log: str) -> KernelError:
         """Explain why loading failed; where words don't suffice, keep libbpf's in a file."""

@@ -188,14 +188,14 @@ def map_type_name(kind: int) -> str:
     return _MAP_TYPES.get(kind, f"type {kind}")
 
 
-def own_program_fds() -> Iterator[int]:
-    """Yield this process's fds that are BPF programs, whoever in it opened them."""
+def own_fds(kind: str) -> Iterator[int]:
+    """Yield this process's fds of one kind, "bpf-prog" or "bpf_link", whoever opened them."""
     for entry in os.listdir("/proc/self/fd"):
         try:
             target = os.readlink(f"/proc/self/fd/{entry}")
         except FileNotFoundError:  # the fd of the listing itself
             continue
-        if target == "anon_inode:bpf-prog":
+        if target == f"anon_inode:{kind}":
             yield int(entry)
 
 

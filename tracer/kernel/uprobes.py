@@ -15,16 +15,20 @@ import os
 import platform
 import re
 import struct
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from types import TracebackType
 
 from tracer.errors import KernelError
+from tracer.kernel import sys
 
 _NUMBERS = {"x86_64": 298, "aarch64": 241, "riscv64": 241}  # perf_event_open
 _ATTR_BYTES = 72  # PERF_ATTR_SIZE_VER1, the first with config2
 _CLOSE_ON_EXEC = 8  # PERF_FLAG_FD_CLOEXEC
 _SET_BPF = 0x40042408  # PERF_EVENT_IOC_SET_BPF
+_PERF_EVENT_ARRAY = 4  # BPF_MAP_TYPE_PERF_EVENT_ARRAY
 _ENABLE = 0x2400  # PERF_EVENT_IOC_ENABLE
 _DEVICE = Path("/sys/bus/event_source/devices/uprobe")
 
@@ -98,6 +102,31 @@ def attach(
         os.close(fd)
         raise _refusal(error.errno or 0, path, offset) from None
     return Uprobe(fd)
+
+
+def take_off(probes: Iterable[Uprobe]) -> None:
+    """Close many probes without waiting for each, see left_to_kernel()."""
+    probes = tuple(probes)
+    with left_to_kernel([fd for probe in probes if (fd := probe.fileno()) >= 0]):
+        for probe in probes:
+            probe.close()
+
+
+@contextmanager
+def left_to_kernel(fds: Sequence[int]) -> Iterator[None]:
+    """Make it quick to close perf events: they end soon after, not before close() returns.
+
+    The end of each waits 0.1 s for whoever may be in its program, and ends stand in line,
+    so that closing from many threads takes as long. A map is made their last owner
+    instead: what it holds is let go by a worker of the kernel's.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):  # without such a map each close() waits
+            owner = sys.map_create(_PERF_EVENT_ARRAY, 4, 4, max(1, len(fds)))
+            stack.callback(os.close, owner)
+            for index, fd in enumerate(fds):
+                sys.map_update(owner, struct.pack("=I", index), struct.pack("=I", fd))
+        yield
 
 
 def _perf_event_open(attributes: ctypes.Array[ctypes.c_char], pid: int, cpu: int) -> int:

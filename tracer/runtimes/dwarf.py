@@ -1,16 +1,18 @@
 """Struct members out of DWARF, for Go programs: just (type, member) -> offset.
 
 Go writes names in place (DW_FORM_string), so a type is found by searching for its name
-in .debug_info, not by reading every entry. Pure: bytes in. DWARF 3 to 5, 32-bit format.
+in .debug_info, not by reading every entry, and the section is inflated and searched by
+pieces: it may be hundreds of MiB. Pure: bytes in. DWARF 3 to 5, 32-bit format.
 Source: https://dwarfstd.org/doc/DWARF5.pdf (7.5 forms, 7.5.3 abbreviations).
 """
 
 from __future__ import annotations
 
 import struct
+from bisect import bisect_right
 from collections.abc import Iterable
 
-from tracer.runtimes.elf import Elf, ElfError
+from tracer.runtimes.elf import PIECE, Elf, ElfError
 
 _STRUCTURE = 0x13
 _MEMBER = 0x0D
@@ -48,76 +50,104 @@ _LEB = {0x0D, 0x0F, 0x15, 0x1A, 0x1B}  # sdata, udata, ref_udata, strx, addrx
 _IMPLICIT_CONST = 0x21
 _PLUS_UCONST = 0x23
 _MOST_MEMBERS = 512
+_MOST_SEARCHED = 256 << 20  # bytes of .debug_info, inflated: half a second
+_ENTRY = 1 << 16  # bytes of a struct with its members, at most
+_CODE = 4  # bytes before a name in which its entry begins
 
 # code -> (tag, has children, ((attribute, form, implicit value), ...))
 Abbreviations = dict[int, tuple[int, bool, tuple[tuple[int, int, int], ...]]]
 
 
+class TooLarge(ElfError):
+    """More debug information than is searched; the message says how much."""
+
+
 def members(elf: Elf, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], int]:
     """Return where members of structs are, in bytes; types not found are left out.
 
-    wanted: ("runtime.g", "goid"), ... Raises ElfError where DWARF is broken; a program
-    without any gives an empty result.
+    wanted: ("runtime.g", "goid"), ... A program without DWARF gives an empty result.
+    Raises TooLarge, and ElfError where DWARF is broken.
     """
-    info_section = elf.section(".debug_info") or elf.section(".zdebug_info")
-    abbrev_section = elf.section(".debug_abbrev") or elf.section(".zdebug_abbrev")
-    if info_section is None or abbrev_section is None:
-        return {}
-    info, abbrev = elf.content(info_section), elf.content(abbrev_section)
-    by_type: dict[str, set[str]] = {}
+    missing: dict[str, set[str]] = {}
     for kind, member in wanted:
-        by_type.setdefault(kind, set()).add(member)
+        missing.setdefault(kind, set()).add(member)
+    if not missing:
+        return {}
+    info = elf.section(".debug_info") or elf.section(".zdebug_info")
+    abbreviations = elf.section(".debug_abbrev") or elf.section(".zdebug_abbrev")
+    if info is None or abbreviations is None:
+        return {}
+    if elf.length(info) > _MOST_SEARCHED:
+        raise TooLarge(f"{elf.length(info) >> 20} MiB of DWARF are not searched")
+    result = {}
     try:
-        units = _units(info)
-        tables: dict[int, Abbreviations] = {}
-        result = {}
-        for kind, names in by_type.items():
-            for name, offset in _struct(info, abbrev, units, tables, kind, names).items():
-                result[kind, name] = offset
-        return result
+        units = _Units(elf.content(abbreviations))
+        for start, piece in elf.pieces(info, _ENTRY):
+            units.take(start, piece)
+            for kind, names in tuple(missing.items()):
+                found = _struct(start, piece, units, kind, names)
+                if found is not None:
+                    del missing[kind]
+                    result.update({(kind, name): place for name, place in found.items()})
+            if not missing:
+                break
     except (struct.error, IndexError):
         raise ElfError("debug information cut short") from None
+    return result
 
 
-def _units(info: bytes) -> list[tuple[int, int, int]]:
-    """Return (start, end, offset of its abbreviations) of every compilation unit."""
-    units, at = [], 0
-    while at + 11 <= len(info):
-        length, version = struct.unpack_from("<IH", info, at)
-        if length >= 0xFFFFFFF0 or not 2 <= version <= 5:
-            break
-        (abbreviations,) = struct.unpack_from("<I", info, at + (8 if version == 5 else 6))
-        units.append((at, at + 4 + length, abbreviations))
-        at += 4 + length
-    return units
+class _Units:
+    """Compilation units as far as they have been seen, and how each abbreviates."""
+
+    def __init__(self, abbrev: bytes) -> None:
+        self._abbrev = abbrev
+        self._starts: list[int] = []
+        self._places: list[int] = []  # of their abbreviations
+        self._end = 0  # of the last of them
+        self._tables: dict[int, Abbreviations] = {}
+
+    def take(self, start: int, piece: bytes) -> None:
+        """Take note of the units that begin in a piece; pieces come in order."""
+        while 0 <= (at := self._end - start) <= len(piece) - 12:
+            length, version = struct.unpack_from("<IH", piece, at)
+            if length >= 0xFFFFFFF0 or not 2 <= version <= 5:
+                self._end = -1
+                return
+            (place,) = struct.unpack_from("<I", piece, at + (8 if version == 5 else 6))
+            self._starts.append(self._end)
+            self._places.append(place)
+            self._end += 4 + length
+
+    def table(self, at: int) -> Abbreviations | None:
+        """Return the abbreviations of the unit that has byte `at`, None: no unit has."""
+        index = bisect_right(self._starts, at) - 1
+        if index < 0 or (0 <= self._end <= at):
+            return None
+        place = self._places[index]
+        if place not in self._tables:
+            self._tables[place] = _abbreviations(self._abbrev, place)
+        return self._tables[place]
 
 
 def _struct(
-    info: bytes,
-    abbrev: bytes,
-    units: list[tuple[int, int, int]],
-    tables: dict[int, Abbreviations],
-    kind: str,
-    names: set[str],
-) -> dict[str, int]:
+    start: int, piece: bytes, units: _Units, kind: str, names: set[str]
+) -> dict[str, int] | None:
+    """Return the places of a struct's members where the struct begins in a piece, else None."""
     needle = kind.encode() + b"\0"
-    at = info.find(needle)
-    while at >= 0:
-        unit = next((unit for unit in units if unit[0] < at < unit[1]), None)
-        if unit is not None:
-            table = tables.get(unit[2])
-            if table is None:
-                table = tables[unit[2]] = _abbreviations(abbrev, unit[2])
-            # The entry begins with its code, of one byte or two, and its name comes first.
-            for size in (1, 2):
-                code, end = _leb(info, at - size)
-                entry = table.get(code)
-                if end != at or entry is None or entry[0] != _STRUCTURE or not entry[1]:
-                    continue
-                if entry[2] and entry[2][0][:2] == (_NAME, _STRING):
-                    return _children(info, at - size, table, names)
-        at = info.find(needle, at + 1)
-    return {}
+    at = piece.find(needle, _CODE)
+    # A name at the very end comes again in the next piece, with what is before it.
+    while 0 <= at < PIECE + _CODE:
+        table = units.table(start + at)
+        # The entry begins with its code, of one byte or two, and its name comes first.
+        for size in (1, 2) if table else ():
+            code, end = _leb(piece, at - size)
+            entry = table.get(code) if table else None
+            if end != at or entry is None or entry[0] != _STRUCTURE or not entry[1]:
+                continue
+            if table and entry[2] and entry[2][0][:2] == (_NAME, _STRING):
+                return _children(piece, at - size, table, names)
+        at = piece.find(needle, at + 1)
+    return None
 
 
 def _children(info: bytes, at: int, table: Abbreviations, names: set[str]) -> dict[str, int]:

@@ -1,18 +1,20 @@
 """ELF files, as far as symbols and places in them need it: 64 bits, little endian.
 
-Pure: works on bytes or a map of a file. Broken files raise ElfError, nothing else.
+Pure: works on bytes, or on anything that gives slices of a file. Whatever the file's size,
+no more than some MiB of it are held at a time: large sections are gone through in pieces.
+Broken files raise ElfError, nothing else.
 Source: https://refspecs.linuxfoundation.org/elf/gabi4+/contents.html
 """
 
 from __future__ import annotations
 
-import mmap
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
 
-Buffer = bytes | mmap.mmap
+import numpy as np
 
 SHT_SYMTAB = 2
 SHT_NOTE = 7
@@ -27,11 +29,34 @@ EM_AARCH64 = 183
 
 _SHF_COMPRESSED = 0x800
 _NT_GNU_BUILD_ID = 3
-_MAX_SECTION_BYTES = 1 << 30  # of a compressed section once inflated
+
+PIECE = 24 << 15  # bytes of a section held at a time: 768 KiB, whole symbols and relocations
+_COMPRESSED = 1 << 16  # bytes inflated at a time
+_MOST = 16 << 20  # bytes of what is taken as a whole
+_MOST_SEARCHED = 256 << 20  # bytes of a string table that is searched for symbols
+
+_SYMBOL = np.dtype(
+    [
+        ("name", "<u4"),
+        ("info", "u1"),
+        ("other", "u1"),
+        ("section", "<u2"),
+        ("value", "<u8"),
+        ("size", "<u8"),
+    ]
+)
 
 
 class ElfError(ValueError):
     """Not an ELF file this can read, or one cut short."""
+
+
+class Buffer(Protocol):
+    """What a file's bytes come from: bytes, or tracer.runtimes.proc.File."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +70,11 @@ class Section:
     offset: int
     size: int
     link: int
+
+    def part(self, start: int, size: int) -> Section:
+        """Return `size` bytes of it as a section of their own; it must not be compressed."""
+        start = min(start, self.size)
+        return replace(self, offset=self.offset + start, size=max(0, min(size, self.size - start)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,25 +105,19 @@ class Elf:
     def __init__(self, data: Buffer) -> None:
         """Read the headers. Raises ElfError."""
         self.data = data
-        if len(data) < 64 or data[:4] != b"\x7fELF" or data[4] != 2 or data[5] != 1:
+        self._length = len(data)
+        if self._length < 64 or data[:6] != b"\x7fELF\x02\x01":
             raise ElfError("not a 64-bit little-endian ELF file")
-        fields = struct.unpack_from("<HHIQQQIHHHHHH", data, 16)
+        fields = struct.unpack_from("<HHIQQQIHHHHHH", data[16:64])
         self.kind: int = fields[0]
         self.machine: int = fields[1]
-        program_offset, section_offset = fields[4], fields[5]
-        program_size, program_count = fields[8], fields[9]
-        section_size, section_count, names = fields[10], fields[11], fields[12]
-        try:
-            self.segments = tuple(
-                self._segment(program_offset + i * program_size) for i in range(program_count)
-            )
-            raw = [
-                struct.unpack_from("<IIQQQQIIQQ", data, section_offset + i * section_size)
-                for i in range(section_count if section_offset else 0)
-            ]
-            texts = self._take(raw[names][4], raw[names][5]) if names < len(raw) else b""
-        except (struct.error, OverflowError):  # past the end, or past any file's end
-            raise ElfError("headers cut short") from None
+        programs = self._rows("<IIQQQQQQ", fields[4], fields[8], fields[9])
+        self.segments = tuple(
+            Segment(row[0], row[1], row[2], row[3], row[5], row[6], row[7]) for row in programs
+        )
+        raw = self._rows("<IIQQQQIIQQ", fields[5], fields[10], fields[11] if fields[5] else 0)
+        names = fields[12]
+        texts = self.take(raw[names][4], raw[names][5]) if names < len(raw) else b""
         self.sections = tuple(
             Section(_text(texts, row[0]), row[1], row[2], row[3], row[4], row[5], row[6])
             for row in raw
@@ -108,21 +132,57 @@ class Elf:
         """Return the first section of that name."""
         return next((s for s in self.sections if s.name == name), None)
 
+    def length(self, section: Section) -> int:
+        """Return how many bytes a section has once inflated. Raises ElfError."""
+        return 0 if section.kind == SHT_NOBITS else self._compression(section)[1]
+
     def content(self, section: Section) -> bytes:
-        """Return a section's bytes, inflated where it is compressed (zlib). Raises ElfError."""
+        """Return a section's bytes, inflated. Raises ElfError, also above 16 MiB."""
+        if self.length(section) > _MOST:
+            raise ElfError(f"{section.name}: {self.length(section)} bytes are too many")
+        return b"".join(piece for _start, piece in self.pieces(section))
+
+    def pieces(self, section: Section, more: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Yield (where it starts in the section, bytes) of PIECE bytes each, inflated.
+
+        more: how many bytes of the following piece each piece has as well. Raises ElfError.
+        """
         if section.kind == SHT_NOBITS:
-            return b""
-        raw = self._take(section.offset, section.size)
-        if section.flags & _SHF_COMPRESSED:
-            if len(raw) < 24 or struct.unpack_from("<I", raw)[0] != 1:
-                raise ElfError(f"{section.name}: compressed in an unknown way")
-            return self._inflated(raw[24:], struct.unpack_from("<Q", raw, 8)[0], section.name)
-        if section.name.startswith(".zdebug_") and raw[:4] == b"ZLIB":
-            return self._inflated(raw[12:], int.from_bytes(raw[4:12], "big"), section.name)
-        return raw
+            return
+        head, length = self._compression(section)
+        inflated = self._inflated(section, head) if head else None
+        start, held = 0, b""
+        while start < length:
+            size = min(PIECE + more, length - start)
+            if inflated is None:
+                held = self.take(section.offset + start, size)
+            while inflated is not None and len(held) < size:
+                fresh = next(inflated, b"")
+                if not fresh:
+                    raise ElfError(f"{section.name}: cut short")
+                held += fresh
+            yield start, held[:size]
+            held = held[PIECE:]
+            start += PIECE
+
+    def find(self, section: Section, needles: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
+        """Yield (where it starts in the section, needle) of every place of every needle.
+
+        In ascending order for each needle. Raises ElfError.
+        """
+        more = max(map(len, needles), default=0)
+        for start, piece in self.pieces(section, more):
+            for needle in needles:
+                at = piece.find(needle)
+                while 0 <= at < PIECE:
+                    yield start + at, needle
+                    at = piece.find(needle, at + 1)
 
     def symbols(self, names: Iterable[str]) -> dict[str, Symbol]:
-        """Look names up in .symtab, then .dynsym; those not defined are left out."""
+        """Look names up in .symtab, then .dynsym; those not defined are left out.
+
+        String tables of more than 256 MiB are not searched. Raises ElfError.
+        """
         wanted = {name.encode(): name for name in names}
         found: dict[str, Symbol] = {}
         for kind in (SHT_SYMTAB, SHT_DYNSYM):
@@ -143,7 +203,16 @@ class Elf:
         offset = self.file_offset(address)
         if offset is None:
             raise ElfError(f"nothing in the file is at {address:#x}")
-        return self._take(offset, size)
+        return self.take(offset, size)
+
+    def take(self, offset: int, size: int) -> bytes:
+        """Return `size` bytes at a place in the file, at most 16 MiB. Raises ElfError."""
+        if size > _MOST:
+            raise ElfError(f"{size} bytes at {offset:#x} are too many")
+        raw = self.data[offset : offset + size] if offset + size <= self._length else b""
+        if len(raw) != size:
+            raise ElfError("cut short")
+        return raw
 
     def base(self, mapped_address: int, mapped_offset: int) -> int:
         """Return what to add to a virtual address of the file in a process that maps it.
@@ -161,53 +230,62 @@ class Elf:
         """Return the GNU build id in hex, "" where there is none."""
         for segment in self.segments:
             if segment.kind == PT_NOTE:
-                for owner, kind, value in _notes(self._take(segment.offset, segment.size)):
+                for owner, kind, value in _notes(self.take(segment.offset, segment.size)):
                     if owner == b"GNU\0" and kind == _NT_GNU_BUILD_ID:
                         return value.hex()
         return ""
 
-    def _segment(self, offset: int) -> Segment:
-        row = struct.unpack_from("<IIQQQQQQ", self.data, offset)
-        return Segment(row[0], row[1], row[2], row[3], row[5], row[6], row[7])
+    def _rows(self, layout: str, offset: int, step: int, count: int) -> list[tuple[int, ...]]:
+        size = struct.calcsize(layout)
+        if count and step < size:
+            raise ElfError("headers too small")
+        raw = self.take(offset, step * count)
+        return [struct.unpack_from(layout, raw, step * index) for index in range(count)]
 
-    def _take(self, offset: int, size: int) -> bytes:
-        if offset + size > len(self.data):
-            raise ElfError("cut short")
-        return bytes(self.data[offset : offset + size])
+    def _compression(self, section: Section) -> tuple[int, int]:
+        """Return how many bytes stand before zlib's, 0: not compressed, and the whole length."""
+        if section.flags & _SHF_COMPRESSED:
+            raw = self.take(section.offset, 24)
+            if struct.unpack_from("<I", raw)[0] != 1:
+                raise ElfError(f"{section.name}: compressed in an unknown way")
+            return 24, struct.unpack_from("<Q", raw, 8)[0]
+        if section.name.startswith(".zdebug_"):
+            raw = self.take(section.offset, 12)
+            if raw[:4] == b"ZLIB":
+                return 12, int.from_bytes(raw[4:], "big")
+        return 0, section.size
 
-    def _inflated(self, raw: bytes, size: int, name: str) -> bytes:
-        if size > _MAX_SECTION_BYTES:
-            raise ElfError(f"{name}: {size} bytes are too many")
+    def _inflated(self, section: Section, head: int) -> Iterator[bytes]:
+        stream = zlib.decompressobj()
         try:
-            return zlib.decompressobj().decompress(raw, size)
+            for at in range(head, section.size, _COMPRESSED):
+                raw = self.take(section.offset + at, min(_COMPRESSED, section.size - at))
+                while raw:
+                    if fresh := stream.decompress(raw, PIECE):
+                        yield fresh
+                    raw = stream.unconsumed_tail
+            yield stream.flush()
         except zlib.error:
-            raise ElfError(f"{name}: broken compression") from None
+            raise ElfError(f"{section.name}: broken compression") from None
 
     def _search(self, section: Section, wanted: dict[bytes, str], found: dict[str, Symbol]) -> None:
         """Find names in a string table first, and only then the symbols that use them."""
         if section.link >= len(self.sections):
             return
-        texts = self.content(self.sections[section.link])
-        places: dict[int, str] = {}
-        for raw, name in wanted.items():
-            if name in found:
-                continue
-            # A longer name may end in this one: its tail is then shared, so every hit counts.
-            at = texts.find(raw + b"\0")
-            while at >= 0:
-                places[at] = name
-                at = texts.find(raw + b"\0", at + 1)
+        texts = self.sections[section.link]
+        needles = {raw + b"\0": name for raw, name in wanted.items() if name not in found}
+        if self.length(texts) > _MOST_SEARCHED:
+            return
+        # A longer name may end in this one: its tail is then shared, so every hit counts.
+        places = {at: needles[needle] for at, needle in self.find(texts, tuple(needles))}
         if not places:
             return
-        for name_at, _info, _other, index, value, size in struct.iter_unpack(
-            "<IBBHQQ", self._whole(section, 24)
-        ):
-            if name_at in places and index != 0:
-                found.setdefault(places[name_at], Symbol(value, size, index))
-
-    def _whole(self, section: Section, entry: int) -> bytes:
-        raw = self.content(section)
-        return raw[: len(raw) // entry * entry]
+        sought = np.array(list(places), np.uint32)
+        for _start, piece in self.pieces(section):
+            rows = np.frombuffer(piece[: len(piece) // 24 * 24], _SYMBOL)
+            for row in rows[np.isin(rows["name"], sought) & (rows["section"] != 0)]:
+                symbol = Symbol(int(row["value"]), int(row["size"]), int(row["section"]))
+                found.setdefault(places[int(row["name"])], symbol)
 
 
 def _text(table: bytes, at: int) -> str:

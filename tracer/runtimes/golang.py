@@ -1,7 +1,8 @@
 """Go programs: where the running goroutine's g is, and where functions begin and end.
 
-Facts come from the executable alone: build information, function table, DWARF where it
-is present, else tables by the version of Go and of the modules linked in.
+Facts come from the executable alone: build information, function table, and tables by the
+version of Go and of the modules linked in. DWARF, which takes long to inflate, is searched
+only for what these tables do not know.
 Source: src/runtime/runtime2.go (g, m), src/debug/buildinfo, src/cmd/link and
 src/runtime/asm_amd64.s of each Go version.
 """
@@ -19,7 +20,8 @@ from tracer.runtimes.pclntab import Function, FunctionTable
 _MAGIC = b"\xff Go buildinf:"
 _INLINE = 2  # flag: version and modules follow as strings (Go 1.18 on)
 _HEADER = 32
-_MOST = 1 << 20  # bytes of build information looked at
+_MOST = 1 << 20  # bytes of a segment looked at for build information
+_DATA_SEGMENTS = 4
 OLDEST, NEWEST = (1, 18), (1, 26)
 
 GRPC = "google.golang.org/grpc"
@@ -73,6 +75,10 @@ _GOROUTINE: tuple[tuple[tuple[int, int], tuple[int, int | None, int]], ...] = (
     ((1, 26), (152, 280, 184)),
 )
 
+# Functions that load g early on.
+_SWITCHES = ("runtime.systemstack", "runtime.morestack", "runtime.mcall")
+_RELEASED = re.compile(r"go\d+\.\d+(\.\d+|rc\d+)?")
+
 _LOADS_OF_G = (
     re.compile(rb"\x64[\x48\x4c]\x8b[\x04\x0c\x14\x1c\x24\x2c\x34\x3c]\x25(....)", re.S),
     re.compile(rb"\x48\xc7[\xc0-\xc7](....)\x64[\x48\x4c]\x8b", re.S),
@@ -83,8 +89,8 @@ _LOADS_OF_G = (
 class Go:
     """A Go executable. Offsets in bytes.
 
-    version: such as (1, 23, 12). modules: module path -> version as linked in, with the
-    program's own. tls_g: where the pointer to g lies, from the FS base (x86-64), mostly -8.
+    version: such as (1, 23, 12).
+    tls_g: where the pointer to g lies, from the FS base (x86-64), mostly -8.
     goid, parent_goid: of runtime.g, u64 each; parent_goid None before Go 1.21.
     functions: by full name, only those wanted that the program has.
     members: (type, member) -> offset, for the members wanted that are known.
@@ -92,7 +98,6 @@ class Go:
     """
 
     version: tuple[int, int, int]
-    modules: Mapping[str, str]
     tls_g: int
     goid: int
     parent_goid: int | None
@@ -105,11 +110,7 @@ class Unfit(Exception):
     """A Go program whose goroutines cannot be read; the message says why."""
 
 
-def image(
-    elf: Elf,
-    functions: Iterable[str] = WANTED_FUNCTIONS,
-    members: Iterable[tuple[str, str]] = WANTED_MEMBERS,
-) -> Go | None:
+def image(elf: Elf, functions: Iterable[str] = WANTED_FUNCTIONS) -> Go | None:
     """Describe an executable, None where it is no Go program.
 
     Raises Unfit for a Go program that can't be read (too old, too new, other machine),
@@ -124,20 +125,24 @@ def image(
     number = _number(version)
     if number is None or number[:2] < OLDEST:
         raise Unfit(f"Go program built by {version}: 1.18 is the oldest known")
-    wanted = tuple(members)
-    evidence = {"version": "build information"}
-    places = _members(elf, wanted, number, modules, version, evidence)
-    table = FunctionTable(elf)
-    tls_g, evidence["tls_g"] = _tls_g(elf, table)
-    evidence["functions"] = "Go function table"
+    evidence = {"version": "build information", "functions": "Go function table"}
+    wanted = tuple(functions)
+    known = FunctionTable(elf).functions((*wanted, *_SWITCHES))
+    linked = {name: known[name] for name in wanted if name in known}
+    tls_g, evidence["tls_g"] = _tls_g(elf, known)
+    grpc = any(name.startswith(GRPC) for name in linked)
+    # Without modules, as other build systems do it, grpc's version is not known.
+    places = _places(elf, version, number, modules.get(GRPC, "") if grpc else None, evidence)
+    if ("runtime.g", "goid") not in places:
+        why = evidence.get("DWARF", f"without DWARF: {NEWEST[0]}.{NEWEST[1]} is the newest known")
+        raise Unfit(f"Go program built by {version}: {why}")
     return Go(
         number,
-        modules,
         tls_g,
         places["runtime.g", "goid"],
         places.get(("runtime.g", "parentGoid")),
-        table.functions(functions),
-        {key: value for key, value in places.items() if key in wanted},
+        linked,
+        places,
         evidence,
     )
 
@@ -152,7 +157,7 @@ def build_info(elf: Elf) -> tuple[str, dict[str, str]] | None:
         raw = elf.content(section)
     else:  # a program stripped of its section headers: at the start of its data
         writable = [s for s in elf.segments if s.kind == 1 and s.flags & 2]
-        raw = b"".join(bytes(elf.data[s.offset : s.offset + min(s.size, _MOST)]) for s in writable)
+        raw = b"".join(elf.take(s.offset, min(s.size, _MOST)) for s in writable[:_DATA_SEGMENTS])
     at = raw.find(_MAGIC)
     if at < 0 or len(raw) < at + _HEADER:
         return None
@@ -191,39 +196,54 @@ def _number(version: str) -> tuple[int, int, int] | None:
     return (int(match[1]), int(match[2]), int(match[3] or 0)) if match else None
 
 
-def _members(
+def _places(
     elf: Elf,
-    wanted: tuple[tuple[str, str], ...],
-    number: tuple[int, int, int],
-    modules: Mapping[str, str],
     version: str,
+    number: tuple[int, int, int],
+    grpc: str | None,
     evidence: dict[str, str],
 ) -> dict[tuple[str, str], int]:
-    """Return members from DWARF, and from tables what DWARF has not."""
-    places = dwarf.members(elf, {*wanted, ("runtime.g", "goid"), ("runtime.g", "parentGoid")})
-    if ("runtime.g", "goid") in places:
-        # A type that is missing is one the linker found unused.
-        evidence["members"] = "DWARF"
-        return places
-    if number[:2] > NEWEST:
-        raise Unfit(f"Go program built by {version} without DWARF: 1.26 is the newest known")
-    result = dict(_STEADY)
+    """Return WANTED_MEMBERS from tables, and from DWARF what these leave open.
+
+    grpc: the version of grpc-go, "" where it is unknown, None where it isn't linked in.
+    """
+    of_go = _go_members(number)
+    match = re.match(r"v(\d+)\.(\d+)\.", grpc or "")
+    of_grpc = grpc_members(int(match[1]), int(match[2])) if match else {}
+    if of_go:
+        evidence["members"] = f"table of Go {number[0]}.{number[1]}"
+    if of_grpc:
+        evidence["members of grpc"] = f"table of grpc-go {grpc}"
+    # Go under development, or changed by someone, may have laid things out anew.
+    go_settled = bool(of_go) and _RELEASED.fullmatch(version) is not None
+    grpc_settled = bool(of_grpc) or grpc is None
+    found: dict[tuple[str, str], int] = {}
+    try:
+        found = dwarf.members(
+            elf,
+            (key for key in WANTED_MEMBERS if not (grpc_settled if GRPC in key[0] else go_settled)),
+        )
+    except dwarf.TooLarge as error:
+        evidence["DWARF"] = str(error)
+    for kind, _member in found:
+        evidence["members of grpc" if GRPC in kind else "members"] = "DWARF"
+    return of_go | of_grpc | found
+
+
+def _go_members(number: tuple[int, int, int]) -> dict[tuple[str, str], int]:
+    """Return members of Go itself by its version, {} where it is unknown."""
+    if not OLDEST <= number[:2] <= NEWEST:
+        return {}
     goid, parent, current = next(row for first, row in reversed(_GOROUTINE) if number[:2] >= first)
+    result = dict(_STEADY)
     result["runtime.g", "goid"] = goid
     if parent is not None:
         result["runtime.g", "parentGoid"] = parent
     result["runtime.m", "curg"] = current
-    evidence["members"] = f"table of Go {number[0]}.{number[1]}"
-    grpc = re.match(r"v(\d+)\.(\d+)\.", modules.get(GRPC, ""))
-    if grpc:
-        known = grpc_members(int(grpc[1]), int(grpc[2]))
-        result |= known
-        if known:
-            evidence["members of grpc"] = f"table of grpc-go {modules[GRPC]}"
     return result
 
 
-def _tls_g(elf: Elf, table: FunctionTable) -> tuple[int, str]:
+def _tls_g(elf: Elf, functions: Mapping[str, Function]) -> tuple[int, str]:
     """Return where g is from the FS base, and how that is known. Raises Unfit."""
     segment = next((s for s in elf.segments if s.kind == PT_TLS), None)
     # The executable's own block ends at the FS base, rounded to its alignment (variant II).
@@ -237,12 +257,10 @@ def _tls_g(elf: Elf, table: FunctionTable) -> tuple[int, str]:
         # A TLS symbol's value is relative to the block; internal linking writes none.
         if symbol.value < segment.memory_size:
             return symbol.value - size, "symbol runtime.tlsg"
-    for name in ("runtime.systemstack", "runtime.morestack", "runtime.mcall"):
-        function = table.functions((name,)).get(name)
-        if function is not None:
-            code = bytes(elf.data[function.entry : function.entry + 64])
-            if (offset := _load_of_g(code)) is not None:
-                return offset, f"the code of {name}"
+    for name in _SWITCHES:
+        function = functions.get(name)
+        if function is not None and (offset := _load_of_g(elf.take(function.entry, 64))):
+            return offset, f"the code of {name}"
     if segment is not None and segment.memory_size == 8:
         return -8, "the only thread-local word"
     raise Unfit("Go program that keeps its goroutine in an unknown place")

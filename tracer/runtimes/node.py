@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from tracer.runtimes.elf import EM_X86_64, Elf
 
 _RELEASE = re.compile(rb"/download/[a-z-]+/v(\d+)\.(\d+)\.(\d+)[-/\0]")
+_ADDRESS = 128  # bytes of such an address, at most
 _NAME = re.compile(r"node(js)?$|libnode\.so")
 
 # push_async_context(double, double, Local<Object>): by value, since 22 by pointer.
@@ -58,8 +59,7 @@ def image(elf: Elf, name: str) -> Node | None:
     """Describe a file by the address of its own release, None where it is no Node.js."""
     if not _NAME.match(name):
         return None
-    section = elf.section(".rodata")
-    match = _RELEASE.search(elf.data, 0 if section is None else section.offset)
+    match = _release(elf)
     if match is None:
         return None
     version = (int(match[1]), int(match[2]), int(match[3]))
@@ -75,6 +75,14 @@ def image(elf: Elf, name: str) -> Node | None:
         return Node(version, offset, fields, "", turns)
     why = f"Node.js {written} without AsyncHooks::push_async_context"
     return Node(version, None, None, why, turns)
+
+
+def _release(elf: Elf) -> re.Match[bytes] | None:
+    section = elf.section(".rodata")
+    if section is None:
+        return None
+    matches = (_RELEASE.search(piece) for _start, piece in elf.pieces(section, _ADDRESS))
+    return next(filter(None, matches), None)
 
 
 def _offsets(elf: Elf, names: tuple[str, ...]) -> tuple[int, ...]:

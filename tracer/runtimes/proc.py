@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import struct
 from collections.abc import Iterator
@@ -89,11 +88,22 @@ class Memory:
         return self.read(address, most).split(b"\0")[0].decode("utf-8", "replace")
 
 
+class File:
+    """A file's bytes by slices, never mapped: one cut short meanwhile only seems shorter."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __len__(self) -> int:
+        return os.fstat(self._fd).st_size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _step = part.indices(1 << 62)
+        return os.pread(self._fd, max(0, stop - start), start)
+
+
 @contextmanager
 def opened(path: Path | str) -> Iterator[Elf]:
-    """Map a file and read it as ELF. Raises OSError, ElfError."""
-    with open(path, "rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise OSError(8, f"{path} is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            yield Elf(data)
+    """Open a file and read it as ELF. Raises OSError, ElfError."""
+    with open(path, "rb", buffering=0) as file:
+        yield Elf(File(file.fileno()))

@@ -1,7 +1,7 @@
 """Which runtime a process runs: each file read once, each process looked at once.
 
 Looking takes a process's list of mapped files and, for files never seen, their symbols:
-some 0.1 ms a process and up to 0.2 s for a large new file, so callers look from a thread
+some 0.1 ms a process and up to 50 ms for a large new file, so callers look from a thread
 that may wait, not from the loop that empties the ring.
 """
 

@@ -152,10 +152,14 @@ def test_a_table_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_is_no_python() -> None:
-    process = subprocess.Popen(["sleep", "60"])
+    process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"begun\n")
+        process.stdin.flush()
+        process.stdout.readline()
         found = look(process.pid)
         assert (found.runtime, found.reason) == (None, "")
     finally:
         process.kill()
-        process.wait()
+        process.communicate()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tracer.runtimes import golang
+from tracer.runtimes import dwarf, golang
 from tracer.runtimes.elf import ElfError
 from tracer.runtimes.proc import opened
 
@@ -78,10 +78,15 @@ def facts(path: Path) -> golang.Go:
 @pytest.mark.parametrize("toolchain", toolchains())
 def test_stripped_programs_tell_the_same(build: object, toolchain: str) -> None:
     assert callable(build)
-    whole = facts(build(toolchain, "whole"))
+    program = build(toolchain, "whole")
+    whole = facts(program)
     bare = facts(build(toolchain, "bare", "-ldflags=-s -w"))
-    assert whole.evidence["members"] == "DWARF"
-    assert bare.evidence["members"].startswith("table of Go 1.")
+    assert whole.evidence["members"].startswith("table of Go 1.")
+    assert bare.evidence == whole.evidence
+    with opened(program) as elf:
+        truth = dwarf.members(elf, golang.WANTED_MEMBERS)
+    assert len(truth) >= len(golang.WANTED_MEMBERS) - 6 - (whole.version < (1, 21))
+    assert {key: whole.members[key] for key in truth} == truth
     assert bare.version == whole.version
     assert (bare.goid, bare.parent_goid, bare.tls_g) == (whole.goid, whole.parent_goid, whole.tls_g)
     assert {key: bare.members[key] for key in whole.members} == dict(whole.members)
@@ -95,6 +100,18 @@ def test_stripped_programs_tell_the_same(build: object, toolchain: str) -> None:
     if whole.version >= (1, 21):
         assert whole.parent_goid is not None
         assert whole.functions[ROUND_TRIP].cheap > whole.functions[ROUND_TRIP].entry
+
+
+def test_dwarf_only_where_no_table_is(build: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert callable(build)
+    whole, bare = build("local", "whole"), build("local", "bare", "-ldflags=-s -w")
+    known = facts(whole)
+    monkeypatch.setattr(golang, "NEWEST", (1, 18))
+    found = facts(whole)
+    assert found.evidence["members"] == "DWARF"
+    assert (found.goid, found.parent_goid) == (known.goid, known.parent_goid)
+    with pytest.raises(golang.Unfit, match=r"without DWARF: 1\.18 is the newest known"):
+        facts(bare)
 
 
 @pytest.mark.parametrize("flags", [(), ("-buildmode=pie",)], ids=["fixed", "pie"])

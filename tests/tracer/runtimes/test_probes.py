@@ -7,6 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -116,10 +117,10 @@ class Probe:
         command = [clang(), "-g", "-O2", "-target", "bpf", "-mcpu=v3"]
         command += ["-isystem", f"/usr/include/{os.uname().machine}-linux-gnu"]
         subprocess.run([*command, "-c", directory / "probe.bpf.c", "-o", target], check=True)
-        before = set(kernel_sys.own_program_fds())
+        before = set(kernel_sys.own_fds("bpf-prog"))
         self.object = pylibbpf.BpfObject(str(target))
         self.object.load()
-        (self.fd,) = set(kernel_sys.own_program_fds()) - before
+        (self.fd,) = set(kernel_sys.own_fds("bpf-prog")) - before
         self.map_fd: int = self.object["numbers"].get_fd()
 
     def set(self, index: int, value: int) -> None:
@@ -221,3 +222,14 @@ def test_detached_and_refused(probe: Probe) -> None:
     assert one.fileno() == -1
     with pytest.raises(KernelError, match="cannot put a uprobe on /no/such/file at 0x10"):
         uprobes.attach(probe.fd, "/no/such/file", 0x10)
+
+
+def test_many_taken_off_at_once(probe: Probe) -> None:
+    """Closing them one after the other would take 2 s."""
+    many = [uprobes.attach(probe.fd, sys.executable, 0x1000) for _ in range(20)]
+    begun = time.monotonic()
+    uprobes.take_off(many)
+    assert time.monotonic() - begun < 0.5
+    assert {one.fileno() for one in many} == {-1}
+    uprobes.take_off(many)
+    uprobes.take_off(())
