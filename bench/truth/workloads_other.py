@@ -20,14 +20,16 @@ from bench.processes import BenchError, Child, free_port
 from bench.truth.workload import Command, Service, Workload
 
 SERVICES = Path(__file__).parent / "services"
+NODE_PRELOAD = Path(__file__).resolve().parents[2] / "deploy" / "node" / "wirespan.cjs"
 THREADS, EXECUTORS, GO, NODE = "threads", "executors", "go", "node"
-NETTY, PROXIES, DEPTH = "netty", "proxies", "depth"
+PRELOAD, NETTY, PROXIES, DEPTH = "preload", "netty", "proxies", "depth"
 # Right links at least, wrong ones at most.
 TARGETS = {
     THREADS: (0.999, 0.0),
     EXECUTORS: (0.99, 0.001),
     GO: (0.999, 0.0),
     NODE: (0.97, 0.001),
+    PRELOAD: (0.999, 0.001),
     NETTY: (0.99, 0.001),
     PROXIES: (0.999, 0.0),
     DEPTH: (0.99, 0.001),
@@ -129,9 +131,11 @@ def _java(program: str, mode: str, transport: str = "") -> Callable[[int, str], 
     return command
 
 
-def _node(mode: str) -> Callable[[int, str], Command]:
+def _node(mode: str, *, preload: bool = False) -> Callable[[int, str], Command]:
+    told = {"NODE_OPTIONS": f"--require {NODE_PRELOAD}"} if preload else {}
+
     def command(port: int, upstream: str) -> Command:
-        return ["node", str(SERVICES / "node" / "front.js")], {"MODE": mode}
+        return ["node", str(SERVICES / "node" / "front.js")], {"MODE": mode, **told}
 
     return command
 
@@ -216,6 +220,10 @@ WORKLOADS: tuple[Workload, ...] = (
     _row(NODE, "node-fetch", _node("fetch"), _NODE),
     _row(NODE, "node-8-sockets", _node("sockets"), _NODE, right=0.0),
     _row(NODE, "node-timer", _node("timer"), _NODE, right=0.0),
+    _row(PRELOAD, "node-preload", _node("agent", preload=True), _NODE),
+    _row(PRELOAD, "node-timer-preload", _node("timer", preload=True), _NODE),
+    _row(PRELOAD, "node-8-sockets-preload", _node("sockets", preload=True), _NODE),
+    _row(PRELOAD, "node-fetch-preload", _node("fetch", preload=True), _NODE),
     _row(PROXIES, "nginx", _proxy("nginx"), _needs("nginx"), ready=False),
     _row(PROXIES, "nginx-rewrite", _proxy("nginx", rewrites=True), _needs("nginx"), ready=False),
     _row(PROXIES, "haproxy", _proxy("haproxy"), _needs("haproxy"), ready=False),
