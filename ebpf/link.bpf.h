@@ -258,6 +258,7 @@ __noinline int link_serve(struct io *io, __u64 index, __u64 id, __u32 http1)
 		if (key.context)
 			bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
 	}
+	runtime->serves = 1;
 	thread = thread_make((__u32)io->pid_tgid);
 	if (!thread)
 		return 0;
@@ -397,7 +398,8 @@ static __always_inline int link_alone(struct io *io, __u64 exchange)
 	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	struct thread *thread;
 
-	if (!runtime || (runtime->kind != RUNTIME_THREADS && runtime->kind != RUNTIME_CPYTHON))
+	if (!runtime || !runtime->serves ||
+	    (runtime->kind != RUNTIME_THREADS && runtime->kind != RUNTIME_CPYTHON))
 		return 0;
 	thread = thread_make((__u32)io->pid_tgid);
 	if (!thread || thread->in_hand.count)

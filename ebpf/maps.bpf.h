@@ -195,7 +195,7 @@ struct runtime {
 	__u32 locks_size;
 	__u64 locks;
 	__u32 event_loop; /* enum event_loop */
-	__u32 pad;
+	__u32 serves;	  /* set by the kernel's side: it has read a request */
 };
 
 struct {

@@ -280,6 +280,7 @@ class Agent:
             "batches": pipeline.batches,
             "server_spans": pipeline.server_spans,
             "client_spans": pipeline.client_spans,
+            "held_spans": len(self._stitcher),
         }
         if self._output:
             counts["output_spans"] = self._output.written

@@ -204,7 +204,9 @@ class Contexts:
             if found.first:
                 self._probe(found)
         except KernelError as error:
-            self._say(f"{error}; links inside such processes will be missing")
+            self._runtimes.detached(found.file)  # the next process may have more luck
+            if os.path.exists(f"/proc/{pid}"):
+                self._say(f"{error}; links inside such processes will be missing")
             return
         try:
             sys.map_update(self._map, struct.pack("=I", pid), value_of(found))

@@ -335,6 +335,13 @@ class Tracer:
             return {span.kind for span in self.since(mark) if span.path == path} >= set(kinds)
 
         self.process.wait_for(passed, f"the barrier's spans {kinds}")
+        self.process.wait_for(self._all_out, "the spans that were held back")
+
+    def _all_out(self) -> bool:
+        """Whether no span waits for its trace, or to be printed."""
+        counts = {count.name: count.value for count in self.status().counts}
+        made = counts["server_spans"] + counts["client_spans"]
+        return not counts["held_spans"] and counts.get("output_spans", made) >= made
 
     def collect(
         self,

@@ -105,7 +105,7 @@ def test_packing_equals_the_struct() -> None:
         packed.append((at, *codes[code]))
         at += codes[code][1]
     ours = [(at, info.kind, info.itemsize) for info, at, *_ in fields.values()]
-    assert packed == ours[:-1] and dtype.names and dtype.names[-1] == "pad"
+    assert packed == ours[:-1] and dtype.names and dtype.names[-1] == "serves"
 
 
 def members(enum: str, prefix: str) -> dict[str, int]:
@@ -376,7 +376,7 @@ def test_a_probe_that_is_refused(looked: Looked, monkeypatch: pytest.MonkeyPatch
         raise KernelError("no uprobes")
 
     monkeypatch.setattr(uprobes, "attach", refuse)
-    looked.answers = {11: [found(CPYTHON)]}
+    looked.answers = {1: [found(CPYTHON)]}
     looked.contexts.start()
     looked.contexts.close()
     assert not looked.updates
