@@ -52,7 +52,7 @@ EDGE_WAIT_NS = 250_000_000
 NEAR_WAIT_NS = 5_000_000_000
 LINK_WAIT_NS = 5_000_000_000
 SETTLE_NS = 250_000_000
-CONTENT_WAIT_NS = 1_000_000_000
+CONTENT_WAIT_NS = 400_000_000
 # How long what is out is remembered at most; less where there is much traffic.
 REMEMBER_NS = 60_000_000_000
 HELD_MAX = 65_536
