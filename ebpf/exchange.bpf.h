@@ -77,6 +77,13 @@ static __always_inline __u64 ring_flags(void)
 	return BPF_RB_NO_WAKEUP;
 }
 
+/* The strings so far are over with. */
+static __always_inline void part_begin(struct flow_record *r)
+{
+	r->text_len = 0;
+	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
+}
+
 /* The strings of an exchange fill its record: hand them over ahead of it. */
 static __always_inline void emit_part(struct flow_record *r)
 {
@@ -85,8 +92,7 @@ static __always_inline void emit_part(struct flow_record *r)
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
 		lose(FLOW_LOSS_RING_FULL);
 	r->kind = FLOW_EXCHANGE;
-	r->text_len = 0;
-	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
+	part_begin(r);
 }
 
 /* Hand a whole exchange to user space. */
@@ -599,7 +605,10 @@ static __always_inline int heard(struct conn *c, struct io *io, struct stream *s
 		open_exchange(c, io);
 		return 1;
 	case STEP_FULL:
-		emit_part(r);
+		if (r == &io->spare)
+			part_begin(r); /* of no exchange */
+		else
+			emit_part(r);
 		return 1;
 	case STEP_END:
 		if (io->request)
