@@ -66,7 +66,7 @@ struct pipelined_key {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 512);
+	__uint(max_entries, 1024);
 	__type(key, struct pipelined_key);
 	__type(value, struct flow_record);
 } pipelined SEC(".maps");
@@ -108,7 +108,7 @@ struct {
 /* Sockets found to speak something else, or filtered out: struct sock * to inode. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 3072);
 	__type(key, __u64);
 	__type(value, __u64);
 } others SEC(".maps");
@@ -132,7 +132,7 @@ struct pending_send {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 1024);
+	__uint(max_entries, 512);
 	__type(key, __u64);
 	__type(value, struct pending_send);
 } pending_sends SEC(".maps");
@@ -260,7 +260,7 @@ struct context {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 8192);
+	__uint(max_entries, 6144);
 	__type(key, struct context_key);
 	__type(value, struct context);
 } contexts SEC(".maps");
@@ -301,7 +301,7 @@ struct {
 /* What the filters said of a process, by tgid; dropped when it execs. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1024);
 	__type(key, __u32);
 	__type(value, __u8);
 } verdicts SEC(".maps");
