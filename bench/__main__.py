@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from bench import latency, others, pipeline, report, rounds
+from bench.files import save
 from bench.machine import Machine
 from bench.nginx import Nginx
 from bench.processes import BenchError, ended_by_signals
@@ -151,20 +152,11 @@ def _write(results: Results, options: argparse.Namespace) -> None:
     text = report.page(results, plot)
     print(text, end="")
     if options.json:
-        _save(options.json, results.json())
+        save(options.json, results.json(), _say)
     if directory:
-        _save(directory / PAGE, text)
+        save(directory / PAGE, text, _say)
         if plot:
-            _save(directory / plot, report.chart(results))
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot write {path}: {error.strerror}") from None
-    _say(f"wrote {path}")
+            save(directory / plot, report.chart(results), _say)
 
 
 def _say(text: str) -> None:

@@ -411,8 +411,8 @@ static __always_inline int link_alone(struct io *io, __u64 exchange)
 
 /*
  * A request begins that this host makes on io->sk, in HTTP/2 on a stream of it; `exchange` is
- * its flow_exchange_id(). Sets io->cause
- * and returns enum flow_evidence; the exchange it was made for has one more call under way.
+ * its flow_exchange_id(). Sets io->cause and returns enum flow_evidence; the exchange it was made
+ * for has one more call under way.
  */
 __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exchange)
 {

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench.files import save
 from bench.machine import Machine
 from bench.processes import BenchError, ended_by_signals
 from bench.truth import page
@@ -53,8 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 command=command,
                 plot=PLOT,
             )
-            _save(DOCS / PAGE, text)
-            _save(DOCS / PLOT, chart(runs))
+            save(DOCS / PAGE, text, _say)
+            save(DOCS / PLOT, chart(runs), _say)
     except (BenchError, WirespanError) as error:
         print(f"truth: {error}", file=sys.stderr)
         if isinstance(error, WirespanError) and error.hint:
@@ -205,15 +206,6 @@ def _read(files: Sequence[Path]) -> tuple[list[Run], dict[str, str]]:
             raise BenchError(f"cannot read {file}: {error}") from None
     last = len(order)
     return sorted(runs.values(), key=lambda r: (order.get(r.name, last), r.concurrency)), {}
-
-
-def _save(path: Path, text: str) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BenchError(f"cannot write {path}: {error.strerror}") from None
-    _say(f"wrote {path}")
 
 
 def _say(text: str) -> None:
