@@ -10,6 +10,7 @@ from bench.others import EMPTY, EXCLUDED, KINDS, UNTRACED
 from bench.plot import Bar, bars
 from bench.results import Results
 from bench.rounds import Pair, Programs, Round, Traced, compare, side_of, traced_only
+from bench.targets import Measured, Target, judged
 
 MIB = 2**20
 COLUMNS = 96
@@ -18,6 +19,9 @@ COLUMNS = 96
 def page(results: Results, plot: str) -> str:
     """Write the whole page. plot: the name of the file with the plot, "" for none."""
     parts = [_head(results)]
+    rows = judged(results)
+    if any(measured for _, measured in rows):
+        parts.append(_targets(rows))
     if results.rounds:
         parts += [_cost(results, plot), _loss(results), _tracer(results)]
     if results.programs:
@@ -82,6 +86,22 @@ def _head(results: Results) -> str:
         "system calls, so what they take is in the figures of nginx and wrk, not in those of the "
         "tracer. nginx, wrk, the tracer and the receiver of its spans share the cores: throughput "
         "shows what is left over, CPU time per request shows what things cost.",
+    )
+
+
+def _targets(rows: Sequence[tuple[Target, Measured | None]]) -> str:
+    cells = []
+    for target, measured in rows:
+        verdict = "not measured"
+        if measured:
+            verdict = "met" if measured.met else "**missed**"
+        cells.append((target.name, target.limit, measured.text if measured else "", verdict))
+    found = [measured for _, measured in rows if measured]
+    return _paragraphs(
+        "## Targets",
+        f"{sum(each.met for each in found)} of {len(found)} measured targets are met, each judged "
+        "by the median of this run; details are below.",
+        _table(("", "target", "measured", ""), cells),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import http.client
 import json
 import os
@@ -258,7 +259,9 @@ def full_results() -> Results:
         some_rounds(),
         Programs(100, {"enter_write": ProgramRuns("tracepoint/syscalls/sys_enter_write", 100, 9)}),
         {
-            kind: others.Call(dict.fromkeys(others.WAYS, figure), {others.TRACED: figure})
+            kind: others.Call(
+                dict.fromkeys(others.WAYS, figure), dict.fromkeys(others.WAYS[1:], figure)
+            )
             for kind in others.KINDS
         },
         others.Idle(2.0, 4_000_000, 1000, 0),
@@ -289,6 +292,43 @@ def test_page_and_plot() -> None:
     )
     widths = [float(p.findall(".//{*}rect")[0].get("width", "")) for p in (wide, narrow)]
     assert widths[0] == pytest.approx(2 * widths[1], abs=0.2)
+
+
+def test_targets_are_judged_by_the_results() -> None:
+    results = full_results()
+    results.rounds = [
+        dataclasses.replace(one, traced=traced(one.requests, one.requests) if one.traced else None)
+        for one in results.rounds
+    ]
+    first = verdicts(results)
+    assert first["kernel time per HTTP/1 exchange and side"] == "met"
+    assert first["nginx, CPU per request, traced / untraced"] == "**missed**"
+    assert first["nginx and wrk at their most, both sides traced"] == "met"
+    assert first["memory of BPF maps"] == "**missed**"
+    assert first["the user-space pipeline alone, one core"] == "**missed**"
+    assert results.latency and results.programs
+    results.rounds = some_rounds()
+    results.latency = dataclasses.replace(results.latency, first_span_s=2.5)
+    results.programs.runs["enter_write"] = ProgramRuns(
+        "tracepoint/syscalls/sys_enter_write", 100, 100 * 601
+    )
+    changed = {name for name, verdict in verdicts(results).items() if verdict != first[name]}
+    assert changed == {
+        "kernel time per HTTP/1 exchange and side",
+        "nginx and wrk at their most, both sides traced",
+        "start of `wirespan run` to first span",
+    }
+    alone = Results(Machine.this(), "python -m bench", Load(1, 1), latency=results.latency)
+    assert sorted(set(verdicts(alone).values())) == ["**missed**", "met", "not measured"]
+
+
+def verdicts(results: Results) -> dict[str, str]:
+    """The last column of the page's table of targets, by the first."""
+    lines = report.page(results, "").partition("## Targets")[2].partition("\n## ")[0].splitlines()
+    rows = [
+        [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "|" in line
+    ]
+    return {row[0]: row[-1] for row in rows[2:]}
 
 
 def test_partial_results_make_a_page() -> None:
