@@ -13,13 +13,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from bench import latency, others, pipeline, report, rounds
+from bench import latency, loads, others, pipeline, report, rounds, wrk
 from bench.files import save
 from bench.machine import Machine
+from bench.mariadb import MariaDb
 from bench.nginx import Nginx
-from bench.processes import BenchError, ended_by_signals
+from bench.processes import BenchError, ended_by_signals, free_port
 from bench.results import Results
 from bench.rounds import Load
 from bench.sink import Sink
@@ -128,8 +130,8 @@ def _run(options: argparse.Namespace, command: str) -> Results:
             results.latency = latency.run(nginx, sink, 2.0 if quick else 10.0)
 
         def run_pipeline() -> None:
-            records = pipeline.capture(nginx, load.connections)
-            results.pipeline = pipeline.run(records, min(turns, 3), 50_000 if quick else 1_000_000)
+            traffic = _capture(nginx, load.connections, directory, 2 if quick else 3)
+            results.pipeline = pipeline.run(traffic, min(turns, 3), 50_000 if quick else 1_000_000)
 
         phases: dict[str, Callable[[], None]] = {
             "rounds": run_rounds,
@@ -143,6 +145,25 @@ def _run(options: argparse.Namespace, command: str) -> Results:
             _say(f"[{number}/{len(chosen)}] {PHASES[phase]}")
             phases[phase]()
     return results
+
+
+def _capture(
+    nginx: Nginx, connections: int, directory: Path, seconds: int
+) -> dict[str, pipeline.Records]:
+    """Record traffic of each kind that the pipeline is to be measured with."""
+    traffic = {
+        pipeline.HTTP1: pipeline.capture(
+            nginx.port, lambda: wrk.start(nginx.url, 1, connections), pipeline.KEEP_RECORDS
+        )
+    }
+    port = free_port()
+    with loads.child("serve-grpc", port, 600):
+        load = partial(loads.child, "grpc", port, seconds)
+        traffic[pipeline.GRPC] = pipeline.capture(port, load)
+    with MariaDb(directory / "mariadb") as server:
+        load = partial(loads.child, "mysql", server.port, seconds)
+        traffic[pipeline.MYSQL] = pipeline.capture(server.port, load)
+    return traffic
 
 
 def _write(results: Results, options: argparse.Namespace) -> None:

@@ -1,26 +1,27 @@
 """The user-space pipeline alone: records as the ring gave them, to OTLP bytes, on one core.
 
-Neither kernel nor network takes part: what is timed is Reassembler.feed and
+Neither kernel nor network takes part: what is timed is Reassembler.feed, Stitcher.feed and
 Encoder.encode, in the largest batches that the tracer makes and in small ones.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bench import wrk
 from bench.figures import Figure
-from bench.nginx import PATH, Nginx
-from bench.processes import BenchError
+from bench.nginx import PATH
+from bench.processes import BenchError, Child
 from tracer import installed
 from tracer.flow import Kind, Slot
 from tracer.flows import Reassembler
 from tracer.kernel.loader import Filters, Kernel
+from tracer.link.stitch import Stitcher
 from tracer.otlp import Encoder
 from tracer.pipeline import BATCH_RECORDS
 from tracer.process import ProcessTable
@@ -32,22 +33,33 @@ KEEP_RECORDS = 8 * BATCH_RECORDS
 MAX_ROUTES = 1_000
 DIGITS = len(PATH) - len(PATH.rstrip("0"))
 SMALL_RECORDS = 512
+# From an exchange's end to the batch that it is in.
+READ_NS = 20_000_000
+_TIMES = ("start_ns", "request_end_ns", "first_byte_ns", "end_ns")
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """What is replayed. distinct: whether each request has a path of its own."""
+    """What is replayed. traffic: whose records; distinct: each request has its own path."""
 
-    distinct: bool
+    traffic: str
     batch_records: int
+    distinct: bool = False
 
     @property
     def name(self) -> str:
-        paths = "a path of its own for each request" if self.distinct else "one path"
-        return f"{paths}, {self.batch_records:,} records a batch"
+        paths = ", a path of its own for each request" if self.distinct else ""
+        return f"{self.traffic}{paths}, {self.batch_records:,} records a batch"
 
 
-CASES = (Case(False, BATCH_RECORDS), Case(False, SMALL_RECORDS), Case(True, BATCH_RECORDS))
+HTTP1, GRPC, MYSQL = "HTTP/1", "gRPC", "MySQL"
+CASES = (
+    Case(HTTP1, BATCH_RECORDS),
+    Case(HTTP1, SMALL_RECORDS),
+    Case(HTTP1, BATCH_RECORDS, distinct=True),
+    Case(GRPC, BATCH_RECORDS),
+    Case(MYSQL, BATCH_RECORDS),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,72 +67,106 @@ class Cost:
     """CPU time a span, in us, and spans a second on one core."""
 
     feed_us: Figure
+    stitch_us: Figure
     encode_us: Figure
     total_us: Figure
     spans_per_s: Figure
     span_bytes: float
 
 
-def capture(nginx: Nginx, connections: int) -> Records:
-    """Trace a short load in this process; returns records of both sides, a batch or more.
+def capture(port: int, load: Callable[[], Child], keep: int | None = None) -> Records:
+    """Trace a server's port in this process until a load has ended; returns its records.
 
-    Raises BenchError where too few came.
+    keep: of exchanges alone, so many, in whole batches; None: all of every kind, with the
+    connections' ends, so that they make sense when played again.
+    Raises BenchError where less came than a batch.
     """
-    kernel = Kernel(installed.object_path(), Filters(ports=(nginx.port,)))
+    kernel = Kernel(installed.object_path(), Filters(ports=(port,)))
     kept: list[Records] = []
     count = 0
     with kernel:
         kernel.load()
         kernel.attach()
-        with wrk.start(nginx.url, 1, connections) as client:
+        with load() as client:
             while client.popen.poll() is None or kernel.ring.fill() > 0:
                 view: NDArray[Any] = kernel.ring.read(BATCH_RECORDS)
-                exchanges = view[view["kind"] == Kind.EXCHANGE]
+                taken = view.copy() if keep is None else view[view["kind"] == Kind.EXCHANGE]
                 kernel.ring.release()
-                if len(exchanges) and count < KEEP_RECORDS:
-                    kept.append(exchanges)
-                    count += len(exchanges)
+                if len(taken) and (keep is None or count < keep):
+                    kept.append(taken)
+                    count += len(taken)
                 time.sleep(0.002)
     if count < BATCH_RECORDS:
         raise BenchError(f"only {count} records came")
-    return np.concatenate(kept)[: count // BATCH_RECORDS * BATCH_RECORDS]
+    records = np.concatenate(kept)
+    return records if keep is None else records[: count // BATCH_RECORDS * BATCH_RECORDS]
 
 
-def run(records: Records, rounds: int, spans: int) -> dict[str, Cost]:
-    """Replay records until `spans` spans were made, for each of CASES in turns."""
-    samples: dict[str, list[tuple[float, float, float]]] = {case.name: [] for case in CASES}
+def run(traffic: Mapping[str, Records], rounds: int, spans: int) -> dict[str, Cost]:
+    """Replay records until `spans` spans were made, for each of CASES in turns.
+
+    traffic: records by Case.traffic; cases without are left out.
+    """
+    cases = [case for case in CASES if case.traffic in traffic]
+    samples: dict[str, list[tuple[float, float, float, float]]] = {c.name: [] for c in cases}
     for _ in range(rounds):
-        for case in CASES:
-            samples[case.name].append(_replay(records.copy(), spans, case))
+        for case in cases:
+            samples[case.name].append(_replay(traffic[case.traffic].copy(), spans, case))
     return {
         name: Cost(
-            Figure.of(feed for feed, _, _ in taken),
-            Figure.of(encode for _, encode, _ in taken),
-            Figure.of(feed + encode for feed, encode, _ in taken),
-            Figure.of(1e6 / (feed + encode) for feed, encode, _ in taken),
-            taken[0][2],
+            Figure.of(feed for feed, _, _, _ in taken),
+            Figure.of(stitch for _, stitch, _, _ in taken),
+            Figure.of(encode for _, _, encode, _ in taken),
+            Figure.of(feed + stitch + encode for feed, stitch, encode, _ in taken),
+            Figure.of(1e6 / (feed + stitch + encode) for feed, stitch, encode, _ in taken),
+            taken[0][3],
         )
         for name, taken in samples.items()
     }
 
 
-def _replay(records: Records, spans: int, case: Case) -> tuple[float, float, float]:
-    """Return feed us, encode us and bytes a span; starts with empty tables, as a tracer does."""
+def _replay(records: Records, spans: int, case: Case) -> tuple[float, float, float, float]:
+    """Return feed, stitch, encode us and bytes a span; starts with empty tables, as a tracer.
+
+    Raises BenchError where a pass over the records gives no span.
+    """
     reassembler = Reassembler(ProcessTable(()), RouteTable(MAX_ROUTES))
+    stitcher = Stitcher()
     encoder = Encoder("bench")
-    fed = encoded = made = size = paths = 0
+    fed = stitched = encoded = made = size = paths = now_ns = 0
+    step_ns = int(records["end_ns"].max() - records["start_ns"].min()) + READ_NS
     while made < spans:
+        before = made
         if case.distinct:
             paths += number_paths(records, paths)
         for at in range(0, len(records), case.batch_records):
+            chunk = records[at : at + case.batch_records]
+            now_ns = max(now_ns, int(chunk["end_ns"].max()) + READ_NS)
             began = time.thread_time_ns()
-            batch = reassembler.feed(records[at : at + case.batch_records], 0)
+            batch = reassembler.feed(chunk, 0)
             between = time.thread_time_ns()
-            size += len(encoder.encode(batch))
-            encoded += time.thread_time_ns() - between
+            ready = stitcher.feed(batch, now_ns)
+            known = time.thread_time_ns()
+            size += sum(len(encoder.encode(each)) for each in ready)
+            encoded += time.thread_time_ns() - known
+            stitched += known - between
             fed += between - began
-            made += len(batch)
-    return fed / made / 1000, encoded / made / 1000, size / made
+            made += sum(len(each) for each in ready)
+        if made == before:
+            raise BenchError("the records give no spans")
+        later(records, step_ns)
+    return fed / made / 1000, stitched / made / 1000, encoded / made / 1000, size / made
+
+
+def later(records: Records, step_ns: int) -> None:
+    """Make of records those of the same exchanges, later and on other connections."""
+    for name in _TIMES:
+        times = records[name]
+        times[times != 0] += np.uint64(step_ns)
+    # Inode numbers, and streams' places: some way from what any other record has.
+    records["conn_id"] += np.uint64(1 << 40)
+    records["request_seq"] += np.uint32(0x10E5)
+    records["response_seq"] += np.uint32(0x2C1B3C6D)
 
 
 def number_paths(records: Records, first: int) -> int:

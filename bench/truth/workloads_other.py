@@ -16,7 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from bench.processes import BenchError, Child, free_port
+from bench.mariadb import MariaDb
+from bench.processes import BenchError, free_port
 from bench.truth.workload import Command, Service, Workload
 
 SERVICES = Path(__file__).parent / "services"
@@ -34,7 +35,7 @@ TARGETS = {
     PROXIES: (0.999, 0.0),
     DEPTH: (0.99, 0.001),
 }
-BUILD_S, DATABASE_S = 600.0, 60.0
+BUILD_S = 600.0
 
 # Configurations written; they are removed when we end.
 _directories: list[tempfile.TemporaryDirectory[str]] = []
@@ -94,19 +95,8 @@ def _row(
 @contextlib.contextmanager
 def _mariadb(directory: Path) -> Iterator[Service]:
     """Run a MariaDB that lets anyone in."""
-    data = directory / "data"
-    install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--user=root"]
-    done = subprocess.run(install, capture_output=True, text=True, timeout=DATABASE_S)
-    if done.returncode:
-        raise BenchError(f"mariadb-install-db failed: {done.stderr.strip()[-500:]}")
-    port, pid_file = free_port(), directory / "mariadb.pid"
-    argv = ["mariadbd", "--no-defaults", "--user=root", "--skip-grant-tables"]
-    argv += [f"--datadir={data}", f"--socket={directory / 'sock'}", f"--port={port}"]
-    argv += [f"--pid-file={pid_file}", "--bind-address=127.0.0.1", "--skip-name-resolve"]
-    argv += ["--max-connections=300", "--back-log=300"]
-    with Child(argv) as server:
-        server.wait_for(pid_file.exists, "it listens", DATABASE_S)
-        yield Service(port, server.pid, f"mysql://127.0.0.1:{port}")
+    with MariaDb(directory) as server:
+        yield Service(server.port, server.pid, f"mysql://127.0.0.1:{server.port}")
 
 
 def _data_source(upstream: str) -> str:

@@ -29,6 +29,7 @@ from bench.rounds import Load, Programs, Round, Traced
 from bench.sink import METHOD, SERVICE, Sink
 from bench.traced import ProgramRuns, Status
 from tests.tracer.records import record
+from tracer.flow import Role
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -204,8 +205,16 @@ def test_pipeline_replays_records_with_paths_of_their_own() -> None:
     assert pipeline.number_paths(records, 98) == 2
     targets = [bytes(text[: len(PATH)]).decode() for text in records["text"]]
     assert targets == ["/items/00000098", "/items/00000098", "/items/00000099"]
-    costs = pipeline.run(np.tile(records, 4), 1, 20)
-    assert list(costs) == [case.name for case in pipeline.CASES]
+    pairs = np.concatenate(
+        [
+            record(target=PATH, role=role, tgid=int(role), request_seq=seq, response_seq=9)
+            for seq in range(4)
+            for role in (Role.SERVER, Role.CLIENT)
+        ]
+    )
+    costs = pipeline.run({pipeline.HTTP1: pairs}, 1, 20)
+    http1 = [case.name for case in pipeline.CASES if case.traffic == pipeline.HTTP1]
+    assert list(costs) == http1 and len(http1) == 3
     for cost in costs.values():
         assert cost.span_bytes > 100 and cost.spans_per_s.median > 0
     records["fields"]["len"][0, 0] -= 1
@@ -266,7 +275,7 @@ def full_results() -> Results:
         },
         others.Idle(2.0, 4_000_000, 1000, 0),
         latency.Latency(50, 500, 200.0, 300.0, 310.0, 1.5),
-        {"one path": pipeline.Cost(figure, figure, figure, figure, 600.0)},
+        {"one path": pipeline.Cost(figure, figure, figure, figure, figure, 600.0)},
     )
 
 
