@@ -34,7 +34,7 @@ from tracer.instance import InstanceLock
 from tracer.kernel.loader import Filters, Kernel, Settings
 from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
-from tracer.metrics import Metrics, wanted
+from tracer.metrics import Metrics
 from tracer.monitor import Gauges, Monitor
 from tracer.options import RunOptions, environment
 from tracer.pipeline import Pipeline
@@ -43,6 +43,7 @@ from tracer.protocols import base
 from tracer.resource import host_attributes, tracer_attributes
 from tracer.routes import RouteTable
 from tracer.sinks import Output, Render, Sink, TailHub
+from tracer.spans import Resource
 
 if TYPE_CHECKING:
     from tracer.store import StoreSink
@@ -152,6 +153,13 @@ class Agent:
         self._stitcher = Stitcher(options.downstream)
         sinks: list[Sink] = [self._hub]
         sinks += [sink for sink in (self._exporter, self._output, self._store) if sink]
+        self._monitor = Monitor(self._counts, self._losses, self._gauges)
+        self._metrics = Metrics.make(
+            environ, self._monitor, Resource(tracer_attributes(environ)), options.red_metrics, say
+        )
+        meter = self._metrics.meter if self._metrics else None
+        if meter and self._exporter:
+            sinks.append(meter)
         self._pipeline = Pipeline(
             kernel.ring,
             self._reassembler.feed,
@@ -159,15 +167,12 @@ class Agent:
             sinks,
             self._feed_failed,
             stitch=self._stitcher,
+            observe=meter.observe if meter else None,
         )
-        self._metrics: Metrics | None = None
-        self._monitor = Monitor(self._counts, self._losses, self._gauges)
         self._control = ControlServer(
             options.socket,
             Control(self._status, self._hub, RENDERS),
         )
-        if wanted(environ):
-            self._metrics = self._start_metrics(environ)
 
     def _open_store(self) -> StoreSink | None:
         """Open the store, where there should be one; raises WirespanError if it was asked for."""
@@ -188,16 +193,6 @@ class Agent:
             return None
         return store
 
-    def _start_metrics(self, environ: Mapping[str, str]) -> Metrics | None:
-        # The SDK reads its settings from here and nowhere else.
-        os.environ.update(environ)
-        protocol = self._config.protocol if self._config else "http/protobuf"
-        try:
-            return Metrics(self._monitor, tracer_attributes(environ), environ, protocol, say)
-        except Exception as error:  # of many kinds, for a setting that only the SDK minds
-            say(f"own metrics are not exported: {error}")
-            return None
-
     def run(self) -> int:
         """Attach, serve, wait, and end in the order in which spans flow."""
         with _signals(self._stop):
@@ -206,6 +201,8 @@ class Agent:
             self._pipeline.start()
             try:
                 self._control.start()
+                if self._metrics:
+                    self._metrics.start()
                 self._contexts.start()
                 self._loaded.attach()
                 self._banner()
@@ -285,7 +282,7 @@ class Agent:
         if self._output:
             counts["output_spans"] = self._output.written
         if self._metrics:
-            counts["metrics_failed"] = self._metrics.failures
+            counts |= self._metrics.counts()
         return counts
 
     def _losses(self) -> dict[str, int]:
@@ -296,6 +293,8 @@ class Agent:
         losses["reader_full"] = self._pipeline.reader_full
         losses["feed_failed"] = self._pipeline.failed
         losses["tail_full"] = self._hub.dropped
+        if self._metrics:
+            losses |= self._metrics.losses()
         if self._output:
             losses["output_full"] = self._output.dropped
         if self._exporter:

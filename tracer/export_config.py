@@ -1,4 +1,4 @@
-"""Where spans are sent and how: the OTEL_EXPORTER_OTLP_* variables and options of that name.
+"""Where spans and metrics are sent and how: the OTEL_EXPORTER_OTLP_* variables and options.
 
 Source: https://opentelemetry.io/docs/specs/otel/protocol/exporter/ (1.55.0). As it asks,
 the protocol is http/protobuf unless told otherwise; here an endpoint with port 4317, the
@@ -18,10 +18,10 @@ from tracer.installed import version
 
 Protocol = Literal["grpc", "http/protobuf"]
 PROTOCOLS = ("grpc", "http/protobuf")
+Signal = Literal["traces", "metrics"]
 
 DEFAULT_HTTP = "http://localhost:4318"
 DEFAULT_GRPC = "http://localhost:4317"
-TRACES_PATH = "/v1/traces"
 
 # https://github.com/grpc/grpc/blob/master/doc/naming.md
 _GRPC_SCHEMES = ("dns", "unix", "unix-abstract", "ipv4", "ipv6", "vsock", "xds")
@@ -65,6 +65,7 @@ class ExportConfig:
     secure: TLS; the three files are PEM and count for TLS only.
     headers: lower-case names; values may be secrets and stay out of repr().
     timeout_s: for one attempt; None for no limit.
+    signal: what is sent.
     """
 
     protocol: Protocol
@@ -77,11 +78,12 @@ class ExportConfig:
     client_key: str | None = None
     client_certificate: str | None = None
     limits: Limits = Limits()
+    signal: Signal = "traces"
 
     @staticmethod
-    def requested(environ: Mapping[str, str]) -> bool:
-        """Tell whether the environment names an OTLP endpoint for traces."""
-        return _Settings(environ, {}).find("ENDPOINT") is not None
+    def requested(environ: Mapping[str, str], signal: Signal = "traces") -> bool:
+        """Tell whether the environment names an OTLP endpoint for a signal."""
+        return _Settings(environ, {}, signal).find("ENDPOINT") is not None
 
     @classmethod
     def from_environment(
@@ -98,11 +100,12 @@ class ExportConfig:
         client_certificate: str | None = None,
         insecure: bool | None = None,
         limits: Limits | None = None,
+        signal: Signal = "traces",
     ) -> ExportConfig:
         """Read the environment; arguments that are not None win over it.
 
         Arguments have the form of their variables: `endpoint` is that of all signals (over
-        HTTP, /v1/traces is appended), `headers` is "name=value,...", `timeout` is in ms.
+        HTTP, the signal's path is appended), `headers` is "name=value,...", `timeout` is in ms.
         An empty variable counts as not set. Raises UsageError.
         """
         given = {
@@ -116,7 +119,8 @@ class ExportConfig:
             "CLIENT_CERTIFICATE": client_certificate,
             "INSECURE": None if insecure is None else str(insecure),
         }
-        settings = _Settings(environ, {key: v for key, v in given.items() if v is not None})
+        wanted = {key: v for key, v in given.items() if v is not None}
+        settings = _Settings(environ, wanted, signal)
         chosen = _protocol(settings)
         target, secure = _grpc_target(settings) if chosen == "grpc" else _http_url(settings)
         key, chain = settings.find("CLIENT_KEY"), settings.find("CLIENT_CERTIFICATE")
@@ -139,6 +143,7 @@ class ExportConfig:
             client_key=key.value if key else None,
             client_certificate=chain.value if chain else None,
             limits=limits or Limits(),
+            signal=signal,
         )
 
 
@@ -149,7 +154,7 @@ def user_agent() -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """A value and what to call it in a message; `general`: it is not for traces alone."""
+    """A value and what to call it in a message; `general`: it is not for one signal alone."""
 
     name: str
     value: str
@@ -160,14 +165,15 @@ class _Setting:
 class _Settings:
     environ: Mapping[str, str]
     given: Mapping[str, str]
+    signal: Signal
 
     def find(self, option: str) -> _Setting | None:
-        """Look up an option: an argument, else the variable for traces, else the general one."""
+        """Look up an option: an argument, else the signal's variable, else the general one."""
         if option in self.given:
             name = "OTLP " + option.lower().replace("_", " ")
             return _Setting(name, self.given[option].strip(), True)
         for prefix, general in (
-            ("OTEL_EXPORTER_OTLP_TRACES_", False),
+            (f"OTEL_EXPORTER_OTLP_{self.signal.upper()}_", False),
             ("OTEL_EXPORTER_OTLP_", True),
         ):
             if value := self.environ.get(prefix + option, "").strip():
@@ -203,7 +209,7 @@ def _http_url(settings: _Settings) -> tuple[str, bool]:
     url = _url(setting)
     path = url.path or "/"
     if setting.general:
-        path = path.rstrip("/") + TRACES_PATH
+        path = f"{path.rstrip('/')}/v1/{settings.signal}"
     # A password in the URL is not sent, and must not be shown with the endpoint either.
     host = url.netloc.rpartition("@")[2]
     return url._replace(netloc=host, path=path, fragment="").geturl(), url.scheme == "https"

@@ -15,6 +15,7 @@ from tracer.export_reply import Reply, Verdict, accepted, retry_info_s, shorten
 from tracer.export_tls import client_context, read
 
 METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+METRICS_METHOD = "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export"
 
 RETRYABLE = frozenset(
     {
@@ -53,7 +54,8 @@ class GrpcTransport:
             self._channel = grpc.secure_channel(config.endpoint, credentials, options)
         else:
             self._channel = grpc.insecure_channel(config.endpoint, options)
-        self._export = self._channel.unary_unary(METHOD, None, None)
+        method = METHOD if config.signal == "traces" else METRICS_METHOD
+        self._export = self._channel.unary_unary(method, None, None)
         self._metadata = config.headers
         self._compression = grpc.Compression.Gzip if config.gzip else grpc.Compression.NoCompression
 
@@ -96,4 +98,5 @@ def _failure(error: grpc.RpcError) -> Reply:
     exhausted = code is grpc.StatusCode.RESOURCE_EXHAUSTED and retry_after_s is not None
     if code in RETRYABLE or exhausted:
         return Reply(Verdict.RETRY, message, retry_after_s=retry_after_s)
-    return Reply(Verdict.REJECTED, message)
+    unknown = code is grpc.StatusCode.UNIMPLEMENTED
+    return Reply(Verdict.REJECTED, message, unknown_signal=unknown)

@@ -22,6 +22,8 @@ from tracer.export_reply import Reply, Verdict, accepted, shorten, status_messag
 from tracer.export_tls import client_context
 
 RETRYABLE = frozenset({429, 502, 503, 504})
+# A server is there and knows nothing of what is sent.
+UNKNOWN = frozenset({404, 405, 501})
 CONTENT_TYPE = "application/x-protobuf"
 # An answer is a few bytes; of a longer one no more than this is read.
 MAX_ANSWER = 64 << 10
@@ -158,7 +160,7 @@ def _reply(response: http.client.HTTPResponse, answer: bytes) -> Reply:
     if response.status in RETRYABLE:
         after = response.getheader("retry-after")
         return Reply(Verdict.RETRY, message, retry_after_s=_retry_after_s(after))
-    return Reply(Verdict.REJECTED, message)
+    return Reply(Verdict.REJECTED, message, unknown_signal=response.status in UNKNOWN)
 
 
 def _retry_after_s(value: str | None) -> float | None:

@@ -23,18 +23,23 @@ class Verdict(Enum):
 class Reply:
     """An answer, or the lack of one.
 
-    rejected_spans: of an accepted request, as its partial success says.
+    rejected_spans: of an accepted request, as its partial success says; of metrics: points.
     retry_after_s: what the receiver asks to wait before the next request; None: nothing.
+    unknown_signal: the receiver does not take this kind of request at all.
     """
 
     verdict: Verdict
     message: str = ""
     rejected_spans: int = 0
     retry_after_s: float | None = None
+    unknown_signal: bool = False
 
 
 def accepted(body: bytes) -> Reply:
-    """Read an ExportTraceServiceResponse; a partial success is never sent again."""
+    """Read an ExportTraceServiceResponse; a partial success is never sent again.
+
+    An ExportMetricsServiceResponse has the same fields but for their names.
+    """
     if not body:
         return Reply(Verdict.ACCEPTED)
     from google.protobuf.message import DecodeError

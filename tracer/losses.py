@@ -78,6 +78,10 @@ USER: Mapping[str, Loss] = {
         Loss("export_rejected", "the backend refused a span for good"),
         Loss("export_encode", "a span could not be serialised: a defect of this program"),
         Loss("export_unsent", "a span was still unsent when the tracer stopped"),
+        Loss(
+            "metrics_overflow",
+            "an exchange was counted under otel.metric.overflow: there are too many series",
+        ),
         Loss("store_queue_full", "a span found no room before the store: not stored"),
         Loss(
             "store_failed",

@@ -41,6 +41,7 @@ class RunOptions:
     otlp: by the last part of OTEL_EXPORTER_OTLP_... in lower case, what stands above the
         environment; in the form of the variable.
     downstream: whether a `wirespan collect` behind the endpoint joins hosts.
+    red_metrics: whether rate, errors and durations of what is traced are exported.
     """
 
     include: Selection
@@ -53,6 +54,7 @@ class RunOptions:
     sql: str
     otlp: tuple[tuple[str, str], ...]
     downstream: bool
+    red_metrics: bool
     store: StoreOptions
     socket: str
     duration_s: float | None
@@ -220,6 +222,13 @@ def _add_run(commands: Any) -> None:
     )  # fmt: skip
 
     _add_otlp(run, ", OTEL_RESOURCE_ATTRIBUTES and OTEL_METRICS_EXPORTER")
+    metrics = run.add_argument_group("metrics")
+    metrics.add_argument(
+        "--red-metrics", choices=("on", "off"), default="on",
+        help="rate, errors and durations of every exchange, by service, route and status and by "
+        "pair of services, to the OTLP endpoint (default: on; OTEL_METRICS_EXPORTER=none: no "
+        "metrics at all)",
+    )  # fmt: skip
     linking = run.add_argument_group("linking")
     linking.add_argument(
         "--stitch", choices=("host", "collector"), default="host",
@@ -401,6 +410,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         sql=found.sql,
         otlp=_otlp_flags(found),
         downstream=found.stitch == "collector",
+        red_metrics=found.red_metrics == "on",
         store=store_options.options(found),
         socket=found.control_socket,
         duration_s=found.duration,

@@ -74,6 +74,7 @@ class Pipeline:
     on_failure: told once what went wrong, when `feed` raises what it should not; the
         records are counted in `failed` and the pipeline goes on.
     stitch: gives spans their traces and parents; None: they go out as they are.
+    observe: is shown each batch, once, before any span of it is left out; must not raise.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Pipeline:
         on_failure: Callable[[BaseException], None],
         buffer_bytes: int = BUFFER_BYTES,
         stitch: Stitch | None = None,
+        observe: Callable[[SpanBatch], None] | None = None,
     ) -> None:
         self._ring = ring
         self._feed = feed
@@ -92,6 +94,7 @@ class Pipeline:
         self._sinks = tuple(sinks)
         self._on_failure = on_failure
         self._stitch = stitch
+        self._observe = observe
         self._buffer: BoundedQueue[Records] = BoundedQueue(buffer_bytes)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
@@ -211,6 +214,8 @@ class Pipeline:
             for batch in make():
                 self._count(batch)
                 if len(batch):
+                    if self._observe is not None:
+                        self._observe(batch)
                     for sink in self._sinks:
                         sink.submit(batch)
         except Exception as error:  # one bad batch must not end all tracing

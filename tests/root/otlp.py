@@ -17,12 +17,16 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 
 
 class Backend:
-    """What came: `requests` in number, `spans` as (id in hex, name) in order of arrival."""
+    """What came: `requests` in number, `spans` as (id in hex, name) in order of arrival.
+
+    metrics: how many requests; last: the latest of them.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.requests = 0
         self.metrics = 0
+        self.last: Any = None
         self.spans: list[tuple[str, str]] = []
         self.encodings: set[str] = set()
         self.port = 0
@@ -33,6 +37,11 @@ class Backend:
             for resource in request.resource_spans:
                 for scope in resource.scope_spans:
                     self.spans += [(span.span_id.hex(), span.name) for span in scope.spans]
+
+    def take_metrics(self, request: Any) -> None:
+        with self.lock:
+            self.metrics += 1
+            self.last = request
 
     def ids(self) -> list[str]:
         with self.lock:
@@ -62,7 +71,9 @@ class HttpBackend(Backend):
                 if self.path == "/v1/traces":
                     backend.take(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
                 else:
-                    backend.metrics += 1
+                    backend.take_metrics(
+                        metrics_service_pb2.ExportMetricsServiceRequest.FromString(body)
+                    )
                 self.send_response(200)
                 self.send_header("Content-Type", "application/x-protobuf")
                 self.send_header("Content-Length", "0")
@@ -100,7 +111,7 @@ class GrpcBackend(Backend):
 
         class Metrics(metrics_service_pb2_grpc.MetricsServiceServicer):
             def Export(self, request: Any, context: Any) -> Any:
-                backend.metrics += 1
+                backend.take_metrics(request)
                 return metrics_service_pb2.ExportMetricsServiceResponse()
 
         self.server = grpc.server(futures.ThreadPoolExecutor(4))

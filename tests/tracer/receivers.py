@@ -25,8 +25,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-from tracer.export_grpc import METHOD
+from tracer.export_grpc import METHOD, METRICS_METHOD
 
+METRICS_PATH = "/v1/metrics"
 WAIT_S = 20.0
 
 
@@ -51,6 +52,7 @@ class Received:
     headers: Mapping[str, str]
     size: int
     path: str = METHOD
+    body: bytes = b""
 
 
 @dataclass
@@ -135,9 +137,15 @@ def grpc_receiver(
 ) -> Iterator[int]:
     """Serve `receiver` over OTLP/gRPC; yields the port. `client`: whom alone it admits."""
 
-    def export(body: bytes, context: grpc.ServicerContext) -> bytes:
+    def traces(body: bytes, context: grpc.ServicerContext) -> bytes:
+        return export(numbers(body), body, context)
+
+    def metrics(body: bytes, context: grpc.ServicerContext) -> bytes:
+        return export([], body, context)
+
+    def export(spans: list[int], body: bytes, context: grpc.ServicerContext) -> bytes:
         headers = {key: str(value) for key, value in context.invocation_metadata()}
-        reply = receiver.answer(Received(numbers(body), headers, len(body)))
+        reply = receiver.answer(Received(spans, headers, len(body), body=body))
         if isinstance(reply.code, grpc.StatusCode):
             trailing: list[tuple[str, bytes]] = []
             if reply.retry_s is not None:
@@ -150,13 +158,14 @@ def grpc_receiver(
             context.abort(reply.code, reply.message)
         return reply.body
 
-    handler = grpc.unary_unary_rpc_method_handler(export)
-    service, method = METHOD.strip("/").split("/")
     with ThreadPoolExecutor(4) as pool:
         server = grpc.server(pool, options=[("grpc.so_reuseport", 0)])
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {method: handler}),)
-        )
+        for path, take in ((METHOD, traces), (METRICS_METHOD, metrics)):
+            service, method = path.strip("/").split("/")
+            handlers = {method: grpc.unary_unary_rpc_method_handler(take)}
+            server.add_generic_rpc_handlers(
+                (grpc.method_handlers_generic_handler(service, handlers),)
+            )
         address = f"127.0.0.1:{port}"
         if pem is None:
             bound = server.add_insecure_port(address)
@@ -195,7 +204,8 @@ def http_receiver(
             if self.headers.get("content-encoding") == "gzip":
                 body = gzip.decompress(body)
             headers = {key.lower(): value for key, value in self.headers.items()}
-            reply = receiver.answer(Received(numbers(body), headers, size, self.path))
+            spans = [] if self.path == METRICS_PATH else numbers(body)
+            reply = receiver.answer(Received(spans, headers, size, self.path, body))
             if reply.hang or reply.drop:
                 self.close_connection = True
                 return

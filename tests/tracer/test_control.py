@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import stat
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
-from opentelemetry.proto.collector.metrics.v1 import metrics_service_pb2 as metrics_pb2
 
 from proto.wirespan.v1 import control_pb2, control_pb2_grpc
-from tracer import agent, client, export, metrics
+from tracer import agent, client, export
 from tracer.control import TAIL_CHUNK, Control, ControlServer
 from tracer.errors import UsageError, WirespanError
 from tracer.losses import KERNEL, USER
-from tracer.monitor import Gauges, Monitor
 from tracer.sinks import TAIL_SUBSCRIBERS, TailHub
 from tracer.spans import KIND_CLIENT, KIND_SERVER, Resource, Shape, SpanBatch
 from tracer.status import MEANINGS
@@ -257,136 +252,6 @@ def test_nobody_answers(path: Path) -> None:
 
 def test_every_loss_has_a_meaning() -> None:
     assert all(MEANINGS[loss.name] for loss in (*KERNEL.values(), *USER.values()))
-
-
-class Receiver:
-    """An OTLP metrics receiver of which the answer is given."""
-
-    def __init__(self, code: grpc.StatusCode = grpc.StatusCode.OK) -> None:
-        self.code = code
-        self.requests: list[metrics_pb2.ExportMetricsServiceRequest] = []
-        self.came = threading.Event()
-        handler = grpc.unary_unary_rpc_method_handler(
-            self._export,
-            request_deserializer=metrics_pb2.ExportMetricsServiceRequest.FromString,
-            response_serializer=metrics_pb2.ExportMetricsServiceResponse.SerializeToString,
-        )
-        self.server = grpc.server(ThreadPoolExecutor(1))
-        self.server.add_generic_rpc_handlers(
-            [
-                grpc.method_handlers_generic_handler(
-                    "opentelemetry.proto.collector.metrics.v1.MetricsService", {"Export": handler}
-                )
-            ]
-        )
-        self.port = self.server.add_insecure_port("127.0.0.1:0")
-        self.server.start()
-
-    def _export(self, request: Any, context: Any) -> metrics_pb2.ExportMetricsServiceResponse:
-        self.requests.append(request)
-        self.came.set()
-        if self.code is not grpc.StatusCode.OK:
-            context.abort(self.code, "no")
-        return metrics_pb2.ExportMetricsServiceResponse()
-
-
-@contextlib.contextmanager
-def exporting(
-    monkeypatch: pytest.MonkeyPatch, code: grpc.StatusCode
-) -> Iterator[tuple[Receiver, metrics.Metrics, list[str]]]:
-    receiver = Receiver(code)
-    environ = {
-        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
-        "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc",
-        "OTEL_METRIC_EXPORT_INTERVAL": "50",
-        "OTEL_EXPORTER_OTLP_COMPRESSION": os.environ.get("OTEL_EXPORTER_OTLP_COMPRESSION", ""),
-    }
-    for name, value in environ.items():
-        monkeypatch.setenv(name, value)
-    monitor = Monitor(
-        lambda: {"server_spans": 5, "client_spans": 6},
-        lambda: {"ring_full": 2, "gap": 0},
-        lambda: Gauges(1 << 24, 0.25, 1 << 26, 0.5, 9),
-    )
-    said: list[str] = []
-    exported = metrics.Metrics(
-        monitor, [("service.name", "wirespan")], environ, "grpc", said.append
-    )
-    try:
-        yield receiver, exported, said
-    finally:
-        exported.close(DEADLINE)
-        receiver.server.stop(0).wait()
-
-
-@pytest.mark.parametrize("compression", ["", "none", "gzip"])
-def test_own_metrics_arrive(monkeypatch: pytest.MonkeyPatch, compression: str) -> None:
-    monkeypatch.setenv("OTEL_EXPORTER_OTLP_COMPRESSION", compression)
-    with exporting(monkeypatch, grpc.StatusCode.OK) as (receiver, exported, said):
-        assert receiver.came.wait(DEADLINE)
-    resource = receiver.requests[0].resource_metrics[0]
-    assert [(each.key, each.value.string_value) for each in resource.resource.attributes] == [
-        ("service.name", "wirespan")
-    ]
-    points = {}
-    for metric in resource.scope_metrics[0].metrics:
-        data = getattr(metric, str(metric.WhichOneof("data")))
-        for point in data.data_points:
-            labels = tuple(each.value.string_value for each in point.attributes)
-            points[(metric.name, *labels)] = point.as_double or point.as_int
-    assert points[("wirespan.spans", "server")] == 5
-    assert points[("wirespan.spans", "client")] == 6
-    assert points[("wirespan.losses", "ring_full")] == 2
-    assert points[("wirespan.losses", "gap")] == 0
-    assert points[("wirespan.ring.fill",)] == 0.25
-    assert points[("wirespan.buffer.fill",)] == 0.5
-    assert points[("wirespan.export.queue",)] == 9
-    assert points[("process.cpu.time", "user")] > 0
-    assert points[("process.memory.usage",)] > 1_000_000
-    assert (exported.failures, said) == (0, [])
-
-
-def test_a_receiver_without_metrics_is_asked_no_more(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with exporting(monkeypatch, grpc.StatusCode.UNIMPLEMENTED) as (receiver, _, said):
-        assert receiver.came.wait(DEADLINE)
-        time.sleep(0.5)
-        asked = len(receiver.requests)
-        assert asked <= 2  # the last collection of the SDK may still go out
-        time.sleep(0.3)
-        assert len(receiver.requests) == asked
-    assert said == ["own metrics are not exported: the endpoint takes no metrics"]
-    assert capfd.readouterr() == ("", "")
-
-
-def test_a_receiver_that_fails_is_told_of_once(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    with exporting(monkeypatch, grpc.StatusCode.INTERNAL) as (receiver, exported, said):
-        end = time.monotonic() + DEADLINE
-        while exported.failures < 3 and time.monotonic() < end:
-            time.sleep(0.01)
-        assert exported.failures >= 3
-    assert len(said) == 1
-    assert "INTERNAL" in said[0]
-    assert capfd.readouterr() == ("", "")
-    assert len(receiver.requests) >= 3
-
-
-@pytest.mark.parametrize(
-    ("environ", "wanted"),
-    [
-        ({}, False),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://x:4317"}, True),
-        ({"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://x:4317"}, True),
-        ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://x:4317"}, False),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "x", "OTEL_METRICS_EXPORTER": "none"}, False),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "x", "OTEL_METRICS_EXPORTER": "console,otlp"}, True),
-    ],
-)
-def test_metrics_are_for_who_wants_them(environ: dict[str, str], wanted: bool) -> None:
-    assert metrics.wanted(environ) is wanted
 
 
 def test_every_way_the_exporter_drops_a_span_is_a_loss() -> None:
