@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from bench.figures import Figure
+from bench.markdown import paragraphs, table, wrap
 from bench.others import EMPTY, EXCLUDED, KINDS, UNTRACED
 from bench.plot import Bar, bars
 from bench.results import Results
@@ -13,7 +13,6 @@ from bench.rounds import Pair, Programs, Round, Traced, compare, side_of, traced
 from bench.targets import Measured, Target, judged
 
 MIB = 2**20
-COLUMNS = 96
 
 
 def page(results: Results, plot: str) -> str:
@@ -77,10 +76,10 @@ def _head(results: Results) -> str:
             f"**{machine.tracers} other tracer ran on this host when the run began**: what it cost "
             "is in every figure, untraced ones too"
         )
-    return _paragraphs(
+    return paragraphs(
         "# Benchmarks",
         f"Written by `{results.command}`; every figure is of that one run.",
-        "\n".join(_wrap(f"- {fact}", "  ") for fact in facts),
+        "\n".join(wrap(f"- {fact}", "  ") for fact in facts),
         "Figures are medians, with the lowest and the highest sample in brackets. CPU times are "
         "user and system time of whole processes, in ns from the kernel; eBPF programs run inside "
         "system calls, so what they take is in the figures of nginx and wrk, not in those of the "
@@ -97,23 +96,12 @@ def _targets(rows: Sequence[tuple[Target, Measured | None]]) -> str:
             verdict = "met" if measured.met else "**missed**"
         cells.append((target.name, target.limit, measured.text if measured else "", verdict))
     found = [measured for _, measured in rows if measured]
-    return _paragraphs(
+    return paragraphs(
         "## Targets",
         f"{sum(each.met for each in found)} of {len(found)} measured targets are met, each judged "
         "by the median of this run; details are below.",
-        _table(("", "target", "measured", ""), cells),
+        table(("", "target", "measured", ""), cells),
     )
-
-
-def _wrap(text: str, indent: str = "") -> str:
-    return textwrap.fill(
-        text, COLUMNS, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
-    )
-
-
-def _paragraphs(*parts: str) -> str:
-    """Join parts; those that are plain prose are wrapped."""
-    return "\n\n".join(part if part[:1] in "#-|!" else _wrap(part) for part in parts)
 
 
 def _cost(results: Results, plot: str) -> str:
@@ -123,14 +111,14 @@ def _cost(results: Results, plot: str) -> str:
         _pair("wrk, CPU us per request", compare(rounds, _wrk_us)),
         _pair("requests/s", compare(rounds, _rate), 0),
     ]
-    table = _table(("", "untraced", "traced", "traced / untraced"), rows)
+    figures = table(("", "untraced", "traced", "traced / untraced"), rows)
     picture = [f"![CPU time per request, untraced and traced]({plot})"] if plot else []
-    return _paragraphs(
+    return paragraphs(
         "## nginx, untraced and traced",
         f"{len(rounds) // 2} rounds of each, in turns, {results.load.seconds} s a round. The "
         "tracer traces the whole host, both sides of each request, and exports over OTLP/gRPC. "
         "The ratio is that of neighbouring rounds.",
-        table,
+        figures,
         *picture,
     )
 
@@ -154,11 +142,11 @@ def _tracer(results: Results) -> str:
         ("of it pages of the ring, MB", _each(rounds, lambda t: t.memory.bpf / 1e6, 1)),
         ("memory of BPF maps, MiB", _each(rounds, lambda t: t.map_bytes / MIB)),
     ]
-    return _paragraphs(
+    return paragraphs(
         "## The tracer under that load",
         "Of resident memory, the ring's pages are BPF map memory too, and count twice in it, since "
         "they are mapped twice, one after the other.",
-        _table(("", "per traced round"), rows),
+        table(("", "per traced round"), rows),
     )
 
 
@@ -177,13 +165,13 @@ def _loss(results: Results) -> str:
                 losses or "none",
             )
         )
-    table = _table(
+    each = table(
         ("round", "nginx's requests", "wrk's", "server spans", "client spans", "missing", "losses"),
         rows,
     )
     total = sum(one.requests for one, _ in traced_only(results.rounds))
     missing = sum(one.missing for one, _ in traced_only(results.rounds))
-    return _paragraphs(
+    return paragraphs(
         "## Loss",
         f"{missing:,} of {2 * total:,} spans missing. nginx's own count (`stub_status`) is the "
         "measure: each request must give one server and one client span, told apart by their ids. "
@@ -191,7 +179,7 @@ def _loss(results: Results) -> str:
         "connections whose answers it has not read. Those are exchanges too, with a span on "
         "either side, which may be marked as cut short. Losses are all counters of `wirespan "
         "status` that are not 0, of the whole host.",
-        table,
+        each,
     )
 
 
@@ -216,13 +204,13 @@ def _programs(programs: Programs) -> str:
     each = ", ".join(
         f"{side or 'neither'} {ns:,.0f} ns" for side, ns in sorted(sides.items(), reverse=True)
     )
-    return _paragraphs(
+    return paragraphs(
         "## Kernel time of the eBPF programs",
         "A load of its own with `--program-stats`, which by itself adds some 20 ns to a run, part "
         f"of it in these figures; {programs.requests:,} requests. Per exchange: {each}; in all "
         f"{total:,.0f} ns per request, both sides. Sides are told by the system calls that wrk and "
         "nginx use; runs for other processes of the host, the tracer included, are in here too.",
-        _table(header, rows),
+        table(header, rows),
     )
 
 
@@ -239,13 +227,13 @@ def _others(results: Results) -> str:
         for kind, call in results.others.items()
     ]
     ways = next(iter(results.others.values())).adds
-    return _paragraphs(
+    return paragraphs(
         "## Cost to others",
         "CPU time of 64-byte reads and writes in a C program that has nothing to do with HTTP. "
         f'"{EMPTY}" are programs that return at once, at the same system calls as the tracer\'s: '
         f'what this kernel takes to call programs at all. "{EXCLUDED}" is the tracer with '
         "`--exclude-exe`. What is added is the difference within a round.",
-        _table(("ns per call", UNTRACED, *(f"{way}, added" for way in ways)), rows),
+        table(("ns per call", UNTRACED, *(f"{way}, added" for way in ways)), rows),
     )
 
 
@@ -268,7 +256,7 @@ def _quiet(results: Results) -> str:
                 f"{idle.percent:.3f} % of a core",
             )
         )
-    return _paragraphs("## Little load and none", _table(("", ""), rows))
+    return paragraphs("## Little load and none", table(("", ""), rows))
 
 
 def _pipeline(results: Results) -> str:
@@ -288,13 +276,13 @@ def _pipeline(results: Results) -> str:
         *("", "records to spans, us", "linking, us", "spans to OTLP, us", "in all, us"),
         *("spans/s a core", "bytes a span"),
     )
-    return _paragraphs(
+    return paragraphs(
         "## The user-space pipeline alone",
         "Records captured from the ring, replayed from record to OTLP bytes in one thread; CPU "
         "time per span, without kernel and network. HTTP/1 is wrk and nginx; gRPC is grpcio on "
         "both sides, with records of header blocks beside those of calls; MySQL is PyMySQL and "
         "MariaDB, each statement with values of its own.",
-        _table(header, rows),
+        table(header, rows),
     )
 
 
@@ -312,22 +300,3 @@ def _each(
     digits: int = 2,
 ) -> str:
     return _of((value(traced) for _, traced in rounds), digits)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    return "\n".join(_lines(header, rows))
-
-
-def _lines(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a table whose columns line up in plain text too; numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
-    widths = [max(3, width) for width in widths]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [cells[0].ljust(widths[0])]
-        padded += [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return f"| {' | '.join(padded)} |"
-
-    yield line(header)
-    yield f"| {'-' * widths[0]} | {' | '.join('-' * (w - 1) + ':' for w in widths[1:])} |"
-    yield from map(line, rows)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 
+from bench import markdown
 from bench.machine import Machine
 from bench.truth.judge import Counts
 from bench.truth.run import Run
@@ -27,7 +27,6 @@ HEAD = (
     "target",
     "",
 )
-COLUMNS = 96
 
 INTRODUCTION = (
     "A front service calls an upstream service one or more times for each request. Every request "
@@ -49,19 +48,7 @@ INTRODUCTION = (
 
 def table(runs: Iterable[Run]) -> str:
     """Write a table in Markdown, a row for each run."""
-    rows = [HEAD, *(_row(run) for run in runs)]
-    widths = [max(3, *(len(row[at]) for row in rows)) for at in range(len(HEAD))]
-    lines = [_line(row, widths) for row in rows]
-    rule = ["-" * width if at == 0 else "-" * (width - 1) + ":" for at, width in enumerate(widths)]
-    return "\n".join((lines[0], _line(rule, widths), *lines[1:]))
-
-
-def _line(row: Sequence[str], widths: Sequence[int]) -> str:
-    cells = (
-        cell.ljust(width) if at == 0 else cell.rjust(width)
-        for at, (cell, width) in enumerate(zip(row, widths, strict=True))
-    )
-    return f"| {' | '.join(cells)} |"
+    return markdown.table(HEAD, [_row(run) for run in runs])
 
 
 def _row(run: Run) -> tuple[str, ...]:
@@ -139,13 +126,7 @@ def _paragraphs(texts: Iterable[str]) -> Iterator[str]:
 
 
 def _wrap(text: str) -> str:
-    return textwrap.fill(
-        text,
-        COLUMNS,
-        subsequent_indent="  " if text.startswith("- ") else "",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    return markdown.wrap(text, "  " if text.startswith("- ") else "")
 
 
 def line(run: Run) -> str:

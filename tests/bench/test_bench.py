@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from bench import empty, latency, others, pipeline, plot, report, rounds, wrk
+from bench import empty, latency, markdown, others, pipeline, plot, report, rounds, wrk
 from bench.figures import Figure, percentile
 from bench.machine import Machine
 from bench.nginx import PATH, Nginx
@@ -288,7 +288,7 @@ def test_page_and_plot() -> None:
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert tables and all(line.endswith("|") for line in tables)
     prose = [line for line in text.splitlines() if line[:1] not in ("|", "!")]
-    assert max(map(len, prose)) <= report.COLUMNS
+    assert max(map(len, prose)) <= markdown.COLUMNS
     host = socket.gethostname()
     assert len(host) < 4 or host not in text
     assert json.loads(results.json())["rounds"][1]["traced"]["losses"] == {"gap": 3}

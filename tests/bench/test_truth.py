@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bench import markdown
 from bench.machine import Machine
 from bench.processes import BenchError, Child
 from bench.truth import __main__ as command
@@ -293,7 +294,8 @@ def test_page_and_plot(machine: Machine) -> None:
     )
     assert "## Threads" in text and "| flask" in text and "- envoy: not installed" in text
     assert "loop right 5" in text and "**missed**" in text
-    assert max(map(len, (row for row in text.splitlines() if row[:1] not in "|-"))) <= page.COLUMNS
+    prose = [row for row in text.splitlines() if row[:1] not in "|-"]
+    assert max(map(len, prose)) <= markdown.COLUMNS
     assert len({row.count("|") for row in text.splitlines() if row[:1] == "|"}) == 1
     drawn = ET.fromstring(plot.chart(runs))
     assert drawn.tag.endswith("svg")
