@@ -91,7 +91,7 @@ truth: setup build ## how often spans are linked rightly (ARGS="'flask*' --concu
 	@$(VENV)/bin/python -m bench.truth $(ARGS)
 
 .PHONY: bench
-bench: setup build ## nginx untraced and traced, side by side: what tracing costs here
+bench: setup build ## what tracing costs here, beside none, the OTel SDK and Envoy
 	@$(VENV)/bin/python -m bench $(ARGS)
 
 .PHONY: jaeger

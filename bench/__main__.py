@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from bench import latency, loads, others, pipeline, report, rounds, wrk
+from bench.compare import rounds as compare
 from bench.files import save
 from bench.machine import Machine
 from bench.mariadb import MariaDb
@@ -34,8 +35,11 @@ PHASES = {
     "idle": "the tracer's CPU time with nothing to trace",
     "latency": "exchange's end to span in the receiver",
     "pipeline": "the user-space pipeline alone",
+    "compare": "beside OpenTelemetry's SDK and Envoy",
 }
-PAGE, PLOT = "benchmarks.md", "benchmarks.svg"
+PAGE = "benchmarks.md"
+# By phase.
+PLOTS = {"rounds": "benchmarks.svg", "compare": "benchmarks-compare.svg"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         "--docs",
         type=Path,
         metavar="DIR",
-        help=f"write {PAGE} and {PLOT} there (default: docs after a whole run, else nowhere)",
+        help=f"write {PAGE} and its plots there (default: docs after a whole run, else nowhere)",
     )
     return parser
 
@@ -133,6 +137,11 @@ def _run(options: argparse.Namespace, command: str) -> Results:
             traffic = _capture(nginx, load.connections, directory, 2 if quick else 3)
             results.pipeline = pipeline.run(traffic, min(turns, 3), 50_000 if quick else 1_000_000)
 
+        def run_compare() -> None:
+            place = directory / "compare"
+            place.mkdir(mode=0o755)
+            results.compared = compare.run(place, sink, min(turns, 3), 1 if quick else 2, _say)
+
         phases: dict[str, Callable[[], None]] = {
             "rounds": run_rounds,
             "programs": run_programs,
@@ -140,6 +149,7 @@ def _run(options: argparse.Namespace, command: str) -> Results:
             "idle": run_idle,
             "latency": run_latency,
             "pipeline": run_pipeline,
+            "compare": run_compare,
         }
         for number, phase in enumerate(chosen, 1):
             _say(f"[{number}/{len(chosen)}] {PHASES[phase]}")
@@ -169,15 +179,15 @@ def _capture(
 def _write(results: Results, options: argparse.Namespace) -> None:
     whole = not options.quick and not options.phase
     directory: Path | None = options.docs or (Path("docs") if whole else None)
-    plot = PLOT if directory and results.rounds else ""
-    text = report.page(results, plot)
+    drawn = report.charts(results) if directory else {}
+    text = report.page(results, {phase: PLOTS[phase] for phase in drawn})
     print(text, end="")
     if options.json:
         save(options.json, results.json(), _say)
     if directory:
         save(directory / PAGE, text, _say)
-        if plot:
-            save(directory / plot, report.chart(results), _say)
+        for phase, picture in drawn.items():
+            save(directory / PLOTS[phase], picture, _say)
 
 
 def _say(text: str) -> None:

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 from bench.figures import Figure
 
 WIDTH, LEFT, RIGHT, TOP, BAR, GAP, FOOT = 720, 150, 130, 64, 22, 18, 44
-COLORS = ("#8a94a6", "#2f7ed8", "#e07b39")
+COLORS = ("#8a94a6", "#2f7ed8", "#e07b39", "#8e5bb5")
 TEXT = "#5b6472"
 
 
@@ -24,7 +24,10 @@ class Bar:
 def bars(
     title: str, unit: str, series: Sequence[str], groups: Sequence[tuple[str, list[Bar]]]
 ) -> str:
-    """Draw groups of horizontal bars from 0, with a line over each from low to high."""
+    """Draw groups of horizontal bars from 0, with a line over each from low to high.
+
+    What is below 0 has no room, but its number is written.
+    """
     most = max(bar.figure.high for _, group in groups for bar in group) or 1.0
     scale = (WIDTH - LEFT - RIGHT) / most
     parts: list[str] = []
@@ -54,8 +57,8 @@ def bars(
 
 def _bar(bar: Bar, y: float, scale: float) -> str:
     figure, middle = bar.figure, y + BAR / 2
-    low, high = LEFT + figure.low * scale, LEFT + figure.high * scale
-    width = figure.median * scale
+    low, high = LEFT + max(0.0, figure.low) * scale, LEFT + max(0.0, figure.high) * scale
+    width = max(0.0, figure.median) * scale
     return (
         f'<rect x="{LEFT}" y="{y + 2}" width="{width:.1f}" height="{BAR - 4}" '
         f'fill="{COLORS[bar.series]}"/>'

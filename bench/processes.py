@@ -78,6 +78,28 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def answers(port: int) -> bool:
+    """Whether something on 127.0.0.1 accepts connections at a port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
+        return True
+    return False
+
+
+def tree(pid: int) -> list[int]:
+    """Return a live process and its descendants. Raises BenchError where there is none."""
+    found, todo = [], [pid]
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        # Children are listed for the thread that made them.
+        for task in Path(f"/proc/{one}/task").glob("*/children"):
+            with contextlib.suppress(OSError):
+                todo += map(int, task.read_text().split())
+    if not Path(f"/proc/{pid}").exists():
+        raise BenchError(f"process {pid} has ended")
+    return found
+
+
 class Child:
     """A process of our own, in a session of its own so that a Ctrl-C reaches only us.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from bench.compare import page as compared
 from bench.figures import Figure
 from bench.markdown import paragraphs, table, wrap
 from bench.others import EMPTY, EXCLUDED, KINDS, UNTRACED
@@ -15,14 +16,14 @@ from bench.targets import Measured, Target, judged
 MIB = 2**20
 
 
-def page(results: Results, plot: str) -> str:
-    """Write the whole page. plot: the name of the file with the plot, "" for none."""
+def page(results: Results, plots: Mapping[str, str]) -> str:
+    """Write the whole page. plots: the names of files with plots, by phase."""
     parts = [_head(results)]
     rows = judged(results)
     if any(measured for _, measured in rows):
         parts.append(_targets(rows))
     if results.rounds:
-        parts += [_cost(results, plot), _loss(results), _tracer(results)]
+        parts += [_cost(results, plots.get("rounds", "")), _loss(results), _tracer(results)]
     if results.programs:
         parts.append(_programs(results.programs))
     if results.others:
@@ -31,10 +32,20 @@ def page(results: Results, plot: str) -> str:
         parts.append(_quiet(results))
     if results.pipeline:
         parts.append(_pipeline(results))
+    if results.compared:
+        parts.append(compared.section(results.compared, plots.get("compare", "")))
     return "\n\n".join(parts) + "\n"
 
 
-def chart(results: Results) -> str:
+def charts(results: Results) -> dict[str, str]:
+    """Draw the plots that there are figures for, by phase."""
+    drawn = {"rounds": _chart(results)} if results.rounds else {}
+    if results.compared:
+        drawn["compare"] = compared.chart(results.compared)
+    return drawn
+
+
+def _chart(results: Results) -> str:
     """Draw CPU time per request, untraced and traced."""
     groups = []
     for name, value in (("nginx", _nginx_us), ("wrk", _wrk_us)):

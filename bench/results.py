@@ -6,6 +6,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 
+from bench.compare.rounds import Comparison
 from bench.latency import Latency
 from bench.machine import Machine
 from bench.others import Call, Idle
@@ -26,6 +27,7 @@ class Results:
     idle: Idle | None = None
     latency: Latency | None = None
     pipeline: dict[str, Cost] = dataclasses.field(default_factory=dict)
+    compared: Comparison | None = None
 
     def json(self) -> str:
         """Every number, for machines."""

@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -24,11 +24,13 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from bench.processes import BenchError, Child, cpu_ns
 
 SERVICE, METHOD = "opentelemetry.proto.collector.trace.v1.TraceService", "Export"
+# Its requests are taken and forgotten: what refuses them is no receiver that one would have.
+METRICS = "opentelemetry.proto.collector.metrics.v1.MetricsService"
 
 
 @dataclass(frozen=True, slots=True)
 class Collected:
-    """Spans of one server port, and of everything else, since the last collection.
+    """Spans of some server ports, and of everything else, since the last collection.
 
     distinct: span ids among server and client ones; latency_ns: for each of them, from the
     span's end to the arrival of the request that carried it; first_ns: Unix time of the
@@ -65,9 +67,9 @@ class Sink(Child):
         """Bytes received since the last collection."""
         return int(self._ask({})["size"])
 
-    def collect(self, port: int) -> Collected:
-        """Parse what came, then forget it. port: server.port of the spans that count."""
-        return Collected(**self._ask({"collect": port}))
+    def collect(self, *ports: int) -> Collected:
+        """Parse what came, then forget it. ports: server.port of the spans that count."""
+        return Collected(**self._ask({"collect": ports}))
 
     def cpu_ns(self) -> int:
         """CPU time so far."""
@@ -90,7 +92,7 @@ class Sink(Child):
             if now - began > timeout:
                 raise BenchError(f"spans still came {timeout:g} s after the load")
 
-    def _ask(self, question: dict[str, int]) -> dict[str, Any]:
+    def _ask(self, question: dict[str, Sequence[int]]) -> dict[str, Any]:
         assert self.popen.stdin
         try:
             self.popen.stdin.write(json.dumps(question) + "\n")
@@ -138,8 +140,8 @@ class Spool:
             self.size = 0
 
 
-def count(requests: Iterable[tuple[int, bytes]], port: int) -> Collected:
-    """Parse requests and count the spans whose server.port is `port`."""
+def count(requests: Iterable[tuple[int, bytes]], ports: Sequence[int]) -> Collected:
+    """Parse requests and count the spans whose server.port is one of `ports`."""
     kinds: Counter[int] = Counter()
     ids: set[bytes] = set()
     latency: list[int] = []
@@ -151,7 +153,7 @@ def count(requests: Iterable[tuple[int, bytes]], port: int) -> Collected:
             for scope in group.scope_spans:
                 total += len(scope.spans)
                 for span in scope.spans:
-                    if not _to_port(span, port):
+                    if not _to_any(span, ports):
                         continue
                     first = first or arrived
                     kinds[span.kind] += 1
@@ -171,9 +173,9 @@ def count(requests: Iterable[tuple[int, bytes]], port: int) -> Collected:
     )
 
 
-def _to_port(span: Span, port: int) -> bool:
+def _to_any(span: Span, ports: Sequence[int]) -> bool:
     return any(
-        attribute.key == "server.port" and attribute.value.int_value == port
+        attribute.key == "server.port" and attribute.value.int_value in ports
         for attribute in span.attributes
     )
 
@@ -186,8 +188,12 @@ def serve() -> None:
             pool, options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
         )
         handler = grpc.unary_unary_rpc_method_handler(spool.put)
+        taken = grpc.unary_unary_rpc_method_handler(lambda body, context: b"")
         server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),)
+            (
+                grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),
+                grpc.method_handlers_generic_handler(METRICS, {METHOD: taken}),
+            )
         )
         _answer({"port": server.add_insecure_port("127.0.0.1:0")})
         server.start()

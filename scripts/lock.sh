@@ -19,4 +19,5 @@ upgrade=("$@")
 lock pyproject.toml --group build --output-file requirements/runtime.txt
 lock pyproject.toml --group dev --constraint requirements/runtime.txt \
 	--output-file requirements/dev.txt
+lock --group compare --output-file requirements/compare.txt
 lock --group go --output-file requirements/go.txt

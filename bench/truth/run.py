@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.processes import BenchError, Child, free_port
+from bench.processes import BenchError, Child, answers, free_port
 from bench.traced import COMMAND, Status
 from bench.truth import load
 from bench.truth.headers import named
@@ -74,7 +73,7 @@ class Front(Child):
         argv, extra = workload.command(port, upstream)
         contract = {"PORT": str(port), "UPSTREAM": upstream, "CALLS": str(workload.calls)}
         super().__init__(argv, env={**os.environ, **extra, **contract}, cwd=ROOT)
-        listens = self._ready if workload.ready else lambda: _answers(port)
+        listens = self._ready if workload.ready else lambda: answers(port)
         try:
             self.wait_for(listens, "it listens", START_S)
         except BaseException:
@@ -223,9 +222,3 @@ def _http(directory: Path) -> Iterator[Service]:
     port = free_port()
     with Upstream(port) as upstream:
         yield Service(port, upstream.pid, f"http://127.0.0.1:{port}")
-
-
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1.0):
-        return True
-    return False

@@ -26,7 +26,7 @@ from bench.nginx import PATH, Nginx
 from bench.processes import BenchError, Child, Memory, cpu_ns
 from bench.results import Results
 from bench.rounds import Load, Programs, Round, Traced
-from bench.sink import METHOD, SERVICE, Sink
+from bench.sink import METHOD, METRICS, SERVICE, Sink
 from bench.traced import ProgramRuns, Status
 from tests.tracer.records import record
 from tracer.flow import Role
@@ -152,6 +152,10 @@ def test_sink_counts_spans_of_one_port_and_their_delay() -> None:
         assert len(got.latency_ns) == 3
         assert all(5e9 <= late < 65e9 for late in got.latency_ns)
         assert got.first_ns - end == got.latency_ns[0]
+        with grpc.insecure_channel(f"127.0.0.1:{sink.port}") as channel:
+            assert (
+                channel.unary_unary(f"/{METRICS}/{METHOD}", None, None)(b"\n\0", timeout=10) == b""
+            )
         assert sink.size() == sink.collect(80).total == 0
         os.kill(sink.pid, signal.SIGKILL)
         sink.popen.wait(10)
@@ -281,7 +285,7 @@ def full_results() -> Results:
 
 def test_page_and_plot() -> None:
     results = full_results()
-    text = report.page(results, "plot.svg")
+    text = report.page(results, {"rounds": "plot.svg"})
     assert "2 of 2,000 spans missing" in text
     assert "0.200 % of a core" in text
     assert "![CPU time per request, untraced and traced](plot.svg)" in text
@@ -292,7 +296,7 @@ def test_page_and_plot() -> None:
     host = socket.gethostname()
     assert len(host) < 4 or host not in text
     assert json.loads(results.json())["rounds"][1]["traced"]["losses"] == {"gap": 3}
-    picture = ET.fromstring(report.chart(results))
+    picture = ET.fromstring(report.charts(results)["rounds"])
     bars = [r for r in picture.iter("{http://www.w3.org/2000/svg}rect") if r.get("height") != "12"]
     assert len(bars) == 5
     wide, narrow = (
@@ -333,7 +337,7 @@ def test_targets_are_judged_by_the_results() -> None:
 
 def verdicts(results: Results) -> dict[str, str]:
     """The last column of the page's table of targets, by the first."""
-    lines = report.page(results, "").partition("## Targets")[2].partition("\n## ")[0].splitlines()
+    lines = report.page(results, {}).partition("## Targets")[2].partition("\n## ")[0].splitlines()
     rows = [
         [cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if "|" in line
     ]
@@ -341,7 +345,7 @@ def verdicts(results: Results) -> dict[str, str]:
 
 
 def test_partial_results_make_a_page() -> None:
-    text = report.page(Results(Machine.this(), "python -m bench", Load(1, 1)), "")
+    text = report.page(Results(Machine.this(), "python -m bench", Load(1, 1)), {})
     assert text.startswith("# Benchmarks") and "##" not in text
 
 

@@ -1,0 +1,1 @@
+"""What a user would choose instead of tracing by eBPF, measured beside it in the same run."""
