@@ -42,6 +42,8 @@ from tracer.process import ProcessTable
 from tracer.protocols import base
 from tracer.resource import host_attributes, tracer_attributes
 from tracer.routes import RouteTable
+from tracer.sampling import Sampler
+from tracer.sampling_options import policy
 from tracer.sinks import Output, Render, Sink, TailHub
 from tracer.spans import Resource
 
@@ -150,7 +152,9 @@ class Agent:
                 seed=secrets.randbits(64),
             ),
         )
-        self._stitcher = Stitcher(options.downstream)
+        kept = policy(options.sample, options.keep_errors, options.keep_slower_ns, environ, say)
+        self._sampler = None if kept.keeps_all else Sampler(kept)
+        self._stitcher = Stitcher(options.downstream, sampler=self._sampler)
         sinks: list[Sink] = [self._hub]
         sinks += [sink for sink in (self._exporter, self._output, self._store) if sink]
         self._monitor = Monitor(self._counts, self._losses, self._gauges)
@@ -168,6 +172,7 @@ class Agent:
             self._feed_failed,
             stitch=self._stitcher,
             observe=meter.observe if meter else None,
+            sample=self._sampler,
         )
         self._control = ControlServer(
             options.socket,
@@ -290,6 +295,8 @@ class Agent:
         losses = {loss.name: 0 for loss in (*KERNEL.values(), *USER.values())}
         losses |= self._kernel.losses()
         losses |= self._reassembler.losses() | self._stitcher.losses() | self._contexts.losses()
+        if self._sampler:
+            losses |= self._sampler.losses()
         losses["reader_full"] = self._pipeline.reader_full
         losses["feed_failed"] = self._pipeline.failed
         losses["tail_full"] = self._hub.dropped
@@ -322,6 +329,7 @@ class Agent:
             self._export_status,
             len(self._hub),
             self._stored(),
+            self._sampler.words() if self._sampler else "",
         )
 
     def _stored(self) -> status.Stored | None:
@@ -347,6 +355,8 @@ class Agent:
         attached = sum(program.attached for program in self._kernel.programs())
         what = " ".join(filter_flags(self._options)) or "this whole host"
         say(f"{attached} programs attached, tracing {what}")
+        if self._sampler:
+            say(f"traces are sampled: {self._sampler.words()}")
         say(f"spans go to {self._destinations()}; status and tail: {self._options.socket}")
         if self._store and (address := self._store.address):
             flag = "" if address == DEFAULT_QUERY else f" --query-address {address}"

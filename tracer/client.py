@@ -124,6 +124,7 @@ def status_lines(reply: control_pb2.StatusReply) -> Iterator[str]:
         f"{process.cpu_seconds:.1f} s of CPU so far"
     )
     yield f"traces {' '.join(reply.filters) or 'this whole host'}"
+    yield f"keeps {reply.sampling or 'every trace'}"
     yield from _export_lines(reply.export)
     yield from _store_lines(reply.store)
 

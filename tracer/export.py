@@ -22,7 +22,7 @@ from tracer.export_config import ExportConfig
 from tracer.export_reply import Reply, Verdict
 from tracer.installed import version
 from tracer.otlp import Encoder
-from tracer.spans import SpanBatch, Text
+from tracer.spans import Sampling, SpanBatch, Text
 
 Scalar = TypeVar("Scalar", bound=np.generic)
 
@@ -417,4 +417,6 @@ def _slice(batch: SpanBatch, begin: int, end: int, copy: bool = False) -> SpanBa
         batch.shapes,
         {name: rows(column) for name, column in batch.ints.items()},
         {name: Text(rows(text.bytes), rows(text.length)) for name, text in batch.texts.items()},
+        sampling=batch.sampling
+        and Sampling(rows(batch.sampling.threshold), rows(batch.sampling.lot)),
     )

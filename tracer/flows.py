@@ -254,7 +254,7 @@ def _merge(parts: list[tuple[Rows, Columns]], count: int) -> tuple[Rows, Columns
     shape = np.zeros(total, dtype=np.int32)
     ints: dict[str, NDArray[np.int64]] = {}
     texts: dict[str, Text] = {}
-    remote = np.zeros((3, total), dtype=np.uint64)
+    remote = np.zeros((len(Remote._fields), total), dtype=np.uint64)
     content = np.zeros(total, dtype=np.uint64)
     for rows, columns in parts:
         at = place[rows]

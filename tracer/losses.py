@@ -71,6 +71,10 @@ USER: Mapping[str, Loss] = {
             "link_overlooked", "too many processes began at once to look at: no links in this one"
         ),
         Loss("link_full", "a span had to leave before its trace was known: too many waited"),
+        Loss("sampled_off", "a span was let go, for the sampler is always_off"),
+        Loss("sampled_ratio", "a span of a trace that the ratio to be kept left out"),
+        Loss("sampled_rate", "a span of a trace that was too many for the rate to be kept"),
+        Loss("sampled_parent", "a span of a trace whose parent says that it is not sampled"),
         Loss("output_full", "a span found no room before standard output: not printed"),
         Loss("tail_full", "a span found no room before a `wirespan tail`: not shown there"),
         Loss("export_queue_full", "a span found no room in the export queue: not exported"),

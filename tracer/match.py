@@ -177,6 +177,8 @@ def take(batch: SpanBatch, rows: Rows) -> SpanBatch:
         shapes=batch.shapes,
         ints={key: column[rows] for key, column in batch.ints.items()},
         texts={key: Text(text.bytes[rows], text.length[rows]) for key, text in batch.texts.items()},
+        sampling=batch.sampling and batch.sampling.rows(rows),
+        fate=None if batch.fate is None else batch.fate[rows],
     )
 
 

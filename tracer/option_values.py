@@ -21,6 +21,8 @@ _SIZE = re.compile(r"(\d+)([KMG]?)(?:i?B)?", re.IGNORECASE)
 _SIZE_UNITS = {"": 1, "K": 1024, "M": 1024**2, "G": 1024**3}
 _AGE = re.compile(r"(\d{1,9})([smhd])")
 _AGE_UNITS = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
+_DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(us|ms|s|m)")
+_DURATION_NS = {"us": 1_000, "ms": 1_000_000, "s": 1_000_000_000, "m": 60_000_000_000}
 MIN_STORE_BYTES, MAX_STORE_BYTES = 16 * 1024**2, 1024**4
 MIN_STORE_S, MAX_STORE_S = 60, 3_650 * 86_400
 
@@ -91,6 +93,21 @@ def seconds(option: str) -> Callable[[str], float]:
                 f"{option}: {text!r} is not a time in seconds", "write for example 2.5"
             )
         return seconds
+
+    return read
+
+
+def duration(option: str) -> Callable[[str], int]:
+    """A duration with its unit, in ns."""
+
+    def read(text: str) -> int:
+        matched = _DURATION.fullmatch(text)
+        ns = round(float(matched[1]) * _DURATION_NS[matched[2]]) if matched else 0
+        if not ns:
+            raise UsageError(
+                f"{option}: {text!r} is not a duration", "units are us, ms, s and m: 250ms"
+            )
+        return ns
 
     return read
 

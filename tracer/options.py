@@ -13,11 +13,12 @@ from collector import options as collecting
 from collector.commands import QueryOptions
 from collector.options import CollectOptions
 from tracer import option_values as values
-from tracer import store_options
+from tracer import sampling_options, store_options
 from tracer.errors import UsageError
 from tracer.installed import version
 from tracer.instance import DEFAULT_SOCKET, SOCKET_VARIABLE
 from tracer.replay.options import EPILOG, ReplayOptions, add_arguments
+from tracer.sampling_options import Policy
 from tracer.store_options import StoreOptions
 
 RING_BYTES = 8 << 20
@@ -42,6 +43,7 @@ class RunOptions:
         environment; in the form of the variable.
     downstream: whether a `wirespan collect` behind the endpoint joins hosts.
     red_metrics: whether rate, errors and durations of what is traced are exported.
+    sample: None: as the environment says. keep_slower_ns: 0 for none.
     """
 
     include: Selection
@@ -55,6 +57,9 @@ class RunOptions:
     otlp: tuple[tuple[str, str], ...]
     downstream: bool
     red_metrics: bool
+    sample: Policy | None
+    keep_errors: bool
+    keep_slower_ns: int
     store: StoreOptions
     socket: str
     duration_s: float | None
@@ -235,6 +240,7 @@ def _add_run(commands: Any) -> None:
         help="where traces are put together: here alone; or collector: here what is of this host, "
         "and across hosts by the `wirespan collect` at the OTLP endpoint (default: host)",
     )  # fmt: skip
+    sampling_options.add_arguments(run)
     store_options.add_arguments(run)
     limits = run.add_argument_group("limits")
     limits.add_argument(
@@ -411,6 +417,9 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         otlp=_otlp_flags(found),
         downstream=found.stitch == "collector",
         red_metrics=found.red_metrics == "on",
+        sample=found.sample,
+        keep_errors=found.keep_errors,
+        keep_slower_ns=found.keep_slower,
         store=store_options.options(found),
         socket=found.control_socket,
         duration_s=found.duration,

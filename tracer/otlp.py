@@ -3,7 +3,7 @@
 No Python runs per span. A span's bytes are pieces laid end to end, and each piece is
 written for all rows of the batch by one or a few numpy operations:
 
-    12 LENGTH | static | text attributes | int attributes | parent | header
+    12 LENGTH | static | text attributes | int attributes | trace state | parent | header
 
 static: what a Shape fixes (kind, name, status, constant attributes), serialised once per
     shape and kept in a pool of bytes;
@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.otlp_shapes import WINDOW, Bytes, Indices, ShapeTables, field, utf8, varint
+from tracer.sampling import trace_state
 from tracer.spans import SpanBatch, Text
 
 SCOPE_NAME = "wirespan"
@@ -142,6 +143,7 @@ class Encoder:
         pieces = [_static_piece(shapes, slot)]
         pieces += _text_pieces(shapes, slot, used, batch)
         pieces += _int_pieces(shapes, slot, used, batch)
+        pieces += _state_pieces(batch)
         pieces += _header_pieces(shapes, slot, batch)
 
         payload = np.zeros(len(batch), np.intp)
@@ -227,6 +229,17 @@ def _header_pieces(shapes: ShapeTables, slot: Indices, batch: SpanBatch) -> list
         _Piece(rows, cells.view(f"V{_PARENT.itemsize}")),
         _Piece(None, header.view(f"V{_HEADER.itemsize}")),
     ]
+
+
+def _state_pieces(batch: SpanBatch) -> list[_Piece]:
+    """Span.trace_state, where something is to be said."""
+    text = trace_state(batch)
+    if text is None or not text.length.any():
+        return []
+    rows = _rows(text.length > 0)
+    source = _source(text).rows(rows)
+    heads = _varint_cells(b"\x1a", source.length, 1)
+    return [_Piece(rows, heads), _Piece(rows, source)]
 
 
 def _int_pieces(

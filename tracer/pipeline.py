@@ -66,6 +66,13 @@ class Stitch(Protocol):
         """Return the spans that have waited for too long, or all that wait."""
 
 
+class Sample(Protocol):
+    """What of tracer.sampling.Sampler is used here."""
+
+    def apply(self, batch: SpanBatch, now_ns: int) -> SpanBatch:
+        """Return the spans of those that are to be kept."""
+
+
 class Pipeline:
     """Owns both threads. Counters may be read from any thread at any time.
 
@@ -75,6 +82,7 @@ class Pipeline:
         records are counted in `failed` and the pipeline goes on.
     stitch: gives spans their traces and parents; None: they go out as they are.
     observe: is shown each batch, once, before any span of it is left out; must not raise.
+    sample: lets go of what the stitcher's sampler has decided to; None: nothing.
     """
 
     def __init__(
@@ -87,6 +95,7 @@ class Pipeline:
         buffer_bytes: int = BUFFER_BYTES,
         stitch: Stitch | None = None,
         observe: Callable[[SpanBatch], None] | None = None,
+        sample: Sample | None = None,
     ) -> None:
         self._ring = ring
         self._feed = feed
@@ -95,6 +104,7 @@ class Pipeline:
         self._on_failure = on_failure
         self._stitch = stitch
         self._observe = observe
+        self._sample = sample
         self._buffer: BoundedQueue[Records] = BoundedQueue(buffer_bytes)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
@@ -212,10 +222,12 @@ class Pipeline:
         """Hand on the spans that `make` gives; where it fails, `records` are lost."""
         try:
             for batch in make():
+                if self._observe is not None and len(batch):
+                    self._observe(batch)
+                if self._sample is not None:
+                    batch = self._sample.apply(batch, time.monotonic_ns())
                 self._count(batch)
                 if len(batch):
-                    if self._observe is not None:
-                        self._observe(batch)
                     for sink in self._sinks:
                         sink.submit(batch)
         except Exception as error:  # one bad batch must not end all tracing

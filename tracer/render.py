@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from tracer.sampling import trace_state
 from tracer.spans import (
     KIND_CLIENT,
     KIND_SERVER,
@@ -38,14 +39,19 @@ _RED, _YELLOW, _GREEN, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[32m", "\x1b[
 def json_lines(batch: SpanBatch) -> Iterator[str]:
     """Write each span as a JSON object on a line of its own, without the line's end.
 
-    Ids are in hexadecimal, "" for no parent; times are Unix nanoseconds.
+    Ids are in hexadecimal, "" for no parent; times are Unix nanoseconds. "trace_state" is
+    there only where sampling gave the span one.
     """
+    states = trace_state(batch)
     resources: dict[int, dict[str, Any]] = {}
     for row, shape, attributes in _spans(batch):
         resource = resources.get(id(shape.resource))
         if resource is None:
             resource = resources[id(shape.resource)] = dict(shape.resource.attributes)
         parent = batch.parent_span_id[row].tobytes()
+        state = {}
+        if states is not None and (length := int(states.length[row])):
+            state["trace_state"] = states.bytes[row, :length].tobytes().decode()
         yield json.dumps(
             {
                 "trace_id": batch.trace_id[row].tobytes().hex(),
@@ -59,6 +65,7 @@ def json_lines(batch: SpanBatch) -> Iterator[str]:
                 "status_message": shape.status_message,
                 "resource": resource,
                 "attributes": attributes,
+                **state,
             },
             ensure_ascii=False,
             separators=(",", ":"),

@@ -21,6 +21,7 @@ EVIDENCE = "wirespan.link.evidence"
 
 KIND_INTERNAL, KIND_SERVER, KIND_CLIENT = 1, 2, 3
 STATUS_UNSET, STATUS_OK, STATUS_ERROR = 0, 1, 2
+SAMPLED_YES, SAMPLED_NO = 1, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +75,13 @@ class Remote(NamedTuple):
     """Parents that requests themselves name (traceparent and its like), (n,).
 
     The ids as words that hold their bytes as they come. span: 0 where none is named.
+    sampled: SAMPLED_YES or SAMPLED_NO, what the parent says of its trace; 0 where it doesn't.
     """
 
     trace_high: NDArray[np.uint64]
     trace_low: NDArray[np.uint64]
     span: NDArray[np.uint64]
+    sampled: NDArray[np.uint64]
 
 
 class Links(NamedTuple):
@@ -112,6 +115,23 @@ class Links(NamedTuple):
     handovers: NDArray[np.uint64] | None = None
 
 
+class Sampling(NamedTuple):
+    """With which probability n spans were kept; see tracer.sampling.
+
+    threshold: uint64 (n,), the rejection threshold t: those whose randomness is below it, of
+        56 bits, were let go, so that 1 - t / 2**56 of all were kept. 2**56: nobody knows.
+    lot: int32 (n,), the upper 16 bits of that randomness where the kernel drew them; -1: it
+        is the trace id's own.
+    """
+
+    threshold: NDArray[np.uint64]
+    lot: NDArray[np.int32]
+
+    def rows(self, rows: NDArray[np.intp]) -> Sampling:
+        """Return that of some rows."""
+        return Sampling(self.threshold[rows], self.lot[rows])
+
+
 @dataclass(frozen=True, slots=True)
 class SpanBatch:
     """n spans. Rows are in the order in which their exchanges ended.
@@ -124,6 +144,8 @@ class SpanBatch:
     texts: columns of strings; a zero length means that this span lacks the attribute,
         unless the shape gives it a prefix.
     links: where the spans hang, as long as trace_id and parent_span_id don't say it yet.
+    sampling: None where nothing was let go so far.
+    fate: uint8 (n,), what the sampler has decided and not yet done; None: nothing.
     """
 
     trace_id: NDArray[np.uint8]
@@ -136,6 +158,8 @@ class SpanBatch:
     ints: Mapping[str, NDArray[np.int64]]
     texts: Mapping[str, Text]
     links: Links | None = None
+    sampling: Sampling | None = None
+    fate: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.shape)

@@ -105,6 +105,7 @@ def reply(
     export: Callable[[], Export | None],
     subscribers: int,
     stored: Stored | None = None,
+    sampling: str = "",
 ) -> control_pb2.StatusReply:
     """Gather a whole answer."""
     rates = monitor.rates()
@@ -162,6 +163,7 @@ def reply(
             rss_bytes=rss_bytes(),
         ),
         tail_subscribers=subscribers,
+        sampling=sampling,
         store=control_pb2.Store(
             directory=stored.directory,
             query_address=stored.address,

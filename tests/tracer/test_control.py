@@ -151,6 +151,9 @@ def test_status_of_a_tracer_without_anything_to_tell() -> None:
     assert "traces this whole host" in lines
     assert "exports nothing: no OTLP endpoint is set" in lines
     assert "stores nothing" in lines
+    assert "keeps every trace" in lines
+    sampled = control_pb2.StatusReply(sampling="rate=5 (now one in 8)")
+    assert "keeps rate=5 (now one in 8)" in client.status_lines(sampled)
     assert lines[-1] == "losses: none"
 
 

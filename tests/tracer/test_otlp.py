@@ -25,6 +25,7 @@ from tracer.spans import (
     AttributeValue,
     IntColumn,
     Resource,
+    Sampling,
     Shape,
     SpanBatch,
     Text,
@@ -191,6 +192,29 @@ def attributes_of(request: ExportTraceServiceRequest) -> list[dict[str, object]]
         for group in request.resource_spans
         for span in group.scope_spans[0].spans
     ]
+
+
+def test_trace_state_says_how_likely_a_span_was_kept() -> None:
+    plain = batch([shape()], [0, 0, 0, 0], parents=[0, 7, 0, 0])
+    low, one = (int.from_bytes(plain.trace_id[row, 9:].tobytes(), "big") for row in (3, 1))
+    sampling = Sampling(
+        np.array([0, 0xC0000000000000, 1 << 56, 0x80000000000000], np.uint64),
+        np.array([-1, one >> 40, -1, 0x8001], np.int32),
+    )
+    request = ExportTraceServiceRequest.FromString(
+        Encoder().encode(replace(plain, sampling=sampling))
+    )
+    spans = request.resource_spans[0].scope_spans[0].spans
+    drawn = f"ot=rv:8001{low & 0xFFFFFFFFFF:010x};th:8"
+    assert [span.trace_state for span in spans] == ["ot=th:0", "ot=th:c", "", drawn]
+    for span in spans:
+        span.trace_state = ""
+    assert list(spans) == list(
+        ExportTraceServiceRequest.FromString(Encoder().encode(plain))
+        .resource_spans[0]
+        .scope_spans[0]
+        .spans
+    )
 
 
 def test_no_rows_are_no_bytes() -> None:

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.columns import Column
-from tracer.spans import Remote
+from tracer.spans import SAMPLED_NO, SAMPLED_YES, Remote
 
 # Bytes of a traceparent of version 00, and those that are read of any header.
 W3C_BYTES = 55
@@ -46,6 +46,16 @@ _UBER = re.compile(
 )
 _SW8 = re.compile(rb"[01]-([A-Za-z0-9+/=]+)-([A-Za-z0-9+/=]+)-([0-9]{1,10})-.*")
 
+# What a value says of whether its trace is sampled, by the group that tells.
+_SAYS = (
+    re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f](?P<bits>[0-9a-f])(?:-.*)?"),
+    re.compile(rb"[0-9a-f]{16,32}-[0-9a-f]{16}-(?P<word>[01d])(?:-.*)?", re.IGNORECASE),
+    re.compile(
+        rb"[0-9a-f]{1,32}:[0-9a-f]{1,16}:[0-9a-f]{1,16}:[0-9a-f]?(?P<bits>[0-9a-f])", re.IGNORECASE
+    ),
+    re.compile(rb"(?P<word>[01])-[A-Za-z0-9+/=]+-[A-Za-z0-9+/=]+-[0-9]{1,10}-.*"),
+)
+
 _NO_DIGIT = 0xFF
 _DIGITS = np.full(256, _NO_DIGIT, dtype=np.uint8)
 _DIGITS[np.frombuffer(b"0123456789abcdef", np.uint8)] = np.arange(16)
@@ -55,7 +65,7 @@ _DASH = ord("-")
 def nobody(count: int) -> Remote:
     """Return a column of requests that name no parent."""
     none = np.zeros(count, dtype=np.uint64)
-    return Remote(none, none, none)
+    return Remote(none, none, none, none)
 
 
 def remote_parent(text: bytes) -> tuple[bytes, bytes] | None:
@@ -63,8 +73,7 @@ def remote_parent(text: bytes) -> tuple[bytes, bytes] | None:
 
     None: it has no known form, names none, or an id is all zeros.
     """
-    name = _NAME.match(text)
-    text = (text[name.end() :] if name else text).strip(b" \t").replace(b"%3A", b":")
+    text = _value(text)
     if (found := _W3C.fullmatch(text)) and (found[1] != b"00" or found[4] is None):
         ids = found[2], found[3]
     elif found := _B3.fullmatch(text) or _UBER.fullmatch(text):
@@ -77,6 +86,23 @@ def remote_parent(text: bytes) -> tuple[bytes, bytes] | None:
         return None
     trace, span = (bytes.fromhex(text.decode().zfill(32 >> at)) for at, text in enumerate(ids))
     return (trace, span) if any(trace) and any(span) else None
+
+
+def sampled(text: bytes) -> int:
+    """Return what a header's value says of its trace: SAMPLED_YES, SAMPLED_NO, or 0, nothing."""
+    text = _value(text)
+    for form in _SAYS:
+        if found := form.fullmatch(text):
+            said = found.groupdict()
+            yes = said["word"] != b"0" if said.get("word") else int(said["bits"], 16) & 1
+            return SAMPLED_YES if yes else SAMPLED_NO
+    return 0
+
+
+def _value(text: bytes) -> bytes:
+    """Leave out what surrounds a header's value."""
+    name = _NAME.match(text)
+    return (text[name.end() :] if name else text).strip(b" \t").replace(b"%3A", b":")
 
 
 def _skywalking(trace: bytes, segment: bytes, span: bytes) -> tuple[bytes, bytes] | None:
@@ -96,7 +122,7 @@ class Headers:
     """Reads columns of header values; remembers those that aren't read in columns."""
 
     def __init__(self) -> None:
-        self._known: dict[bytes, tuple[bytes, bytes] | None] = {}
+        self._known: dict[bytes, tuple[tuple[bytes, bytes] | None, int]] = {}
 
     def parents(self, text: NDArray[np.uint8], length: Column) -> Remote:
         """Read the values of n requests.
@@ -107,18 +133,20 @@ class Headers:
         ids = np.zeros((count, 24), dtype=np.uint8)
         rows = np.flatnonzero(length == W3C_BYTES)
         others = length > 0
+        said = np.zeros(count, dtype=np.uint64)
         if len(rows):
-            read, good = _w3c(text if len(rows) == count else text[rows])
+            read, yes, good = _w3c(text if len(rows) == count else text[rows])
             if not good.all():
-                rows, read = rows[good], read[good]
+                rows, read, yes = rows[good], read[good], yes[good]
             ids[rows] = read
+            said[rows] = np.where(yes, np.uint64(SAMPLED_YES), np.uint64(SAMPLED_NO))
             others[rows] = False
         for row in np.flatnonzero(others).tolist():
-            found = self._one(text[row, : int(length[row])].tobytes())
+            found, said[row] = self._one(text[row, : int(length[row])].tobytes())
             if found:
                 ids[row] = np.frombuffer(found[0] + found[1], dtype=np.uint8)
         words = ids.view(np.uint64)
-        return Remote(words[:, 0], words[:, 1], words[:, 2])
+        return Remote(words[:, 0], words[:, 1], words[:, 2], said)
 
     def of(self, values: Sequence[bytes]) -> Remote:
         """Read values that come as Python's bytes, b"" for none."""
@@ -131,17 +159,22 @@ class Headers:
         cells = np.frombuffer(joined, dtype=np.uint8).reshape(len(values), width)
         return self.parents(cells, np.array(size))
 
-    def _one(self, text: bytes) -> tuple[bytes, bytes] | None:
+    def _one(self, text: bytes) -> tuple[tuple[bytes, bytes] | None, int]:
         if text in self._known:
             return self._known[text]
         if len(self._known) >= MAX_REMEMBERED:
             self._known.clear()
-        found = self._known[text] = remote_parent(text)
+        found = self._known[text] = remote_parent(text), sampled(text)
         return found
 
 
-def _w3c(text: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read traceparents of version 00, (n, 55 or more): both ids, (n, 24), and which are sound."""
+def _w3c(
+    text: NDArray[np.uint8],
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Read traceparents of version 00, (n, 55 or more).
+
+    Returns both ids, (n, 24), whether the flags say `sampled`, and which are sound; (n,).
+    """
     digits = _DIGITS[text[:, :W3C_BYTES]]
     high = np.concatenate((digits[:, 3:35:2], digits[:, 36:52:2]), axis=1)
     low = np.concatenate((digits[:, 4:35:2], digits[:, 37:52:2]), axis=1)
@@ -152,4 +185,4 @@ def _w3c(text: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]
     good &= (digits[:, 53] != _NO_DIGIT) & (digits[:, 54] != _NO_DIGIT)
     words = ids.view(np.uint64)
     good &= ((words[:, 0] | words[:, 1]) != 0) & (words[:, 2] != 0)
-    return ids, good
+    return ids, (digits[:, 54] & 1) != 0, good

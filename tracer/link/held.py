@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tracer.columns import I32, Rows
 from tracer.match import take
-from tracer.spans import SpanBatch, Text
+from tracer.spans import Sampling, SpanBatch, Text
 
 # Above so many chunks, neighbours are joined, for each costs a step of a Python loop.
 MAX_CHUNKS = 64
@@ -139,6 +139,13 @@ def join(chunks: Sequence[Chunk]) -> SpanBatch:
             lay([None if column is None else column.bytes for column in columns], 0, width),
             lay([None if column is None else column.length for column in columns], 0, 0),
         )
+    samplings = [chunk.batch.sampling for chunk in chunks]
+    sampling = None
+    if any(samplings):
+        sampling = Sampling(
+            lay([each and each.threshold for each in samplings], 0, 0),
+            lay([each and each.lot for each in samplings], -1, 0),
+        )
     return SpanBatch(
         trace_id=plain("trace_id"),
         span_id=plain("span_id"),
@@ -149,4 +156,5 @@ def join(chunks: Sequence[Chunk]) -> SpanBatch:
         shapes=first.shapes,
         ints=ints,
         texts=texts,
+        sampling=sampling,
     )

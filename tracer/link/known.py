@@ -37,6 +37,8 @@ _COLUMNS = (
     ("state", np.uint8),
     ("flags", np.uint8),
     ("evidence", np.uint8),
+    ("mark", np.uint8),  # what the span says of its trace, see tracer.sampling
+    ("fate", np.uint8),  # of its trace, once decided
 )
 
 
@@ -58,6 +60,8 @@ class Nodes:
     state: NDArray[np.uint8]
     flags: NDArray[np.uint8]
     evidence: NDArray[np.uint8]
+    mark: NDArray[np.uint8]
+    fate: NDArray[np.uint8]
 
     def __init__(self, capacity: int = CAPACITY) -> None:
         self.used = 0
@@ -89,6 +93,7 @@ class Nodes:
         self.flags[chosen] = 0
         self.remote[chosen] = 0
         self.near[chosen] = 0
+        self.fate[chosen] = 0
         return nodes
 
     def find(self, tokens: U64) -> I32:

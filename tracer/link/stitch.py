@@ -46,6 +46,7 @@ from tracer.flow import Evidence
 from tracer.link.candidates import Candidates
 from tracer.link.held import Held, batches
 from tracer.link.known import ABSENT, CAPACITY, HELD, OUT, Nodes
+from tracer.sampling import KEEP, KEPT, Sampler
 from tracer.spans import EVIDENCE, Links, SpanBatch, Text
 
 EDGE_WAIT_NS = 250_000_000
@@ -97,6 +98,8 @@ class Stitcher:
 
     downstream: another stitcher comes behind this one, which joins hosts.
     held_max: spans held back; when there are more, the oldest go first.
+    sampler: decides, as the first span of a trace leaves, what becomes of it; None: nothing is
+        to be decided.
     """
 
     def __init__(
@@ -105,6 +108,7 @@ class Stitcher:
         held_max: int = HELD_MAX,
         waits: Waits | None = None,
         capacity: int = CAPACITY,
+        sampler: Sampler | None = None,
     ) -> None:
         self._downstream = downstream
         # By Links.near: whether clients of a service were traced, and since when it is known.
@@ -112,6 +116,7 @@ class Stitcher:
         self._since = np.full(1 << 16, -1)
         self._held_max = held_max
         self._waits = waits or Waits()
+        self._sampler = sampler
         self._nodes = Nodes(capacity)
         self._held = Held()
         # Client's sides that wait for a handover, by `exchange`: node, until when.
@@ -212,6 +217,8 @@ class Stitcher:
         for row in alone.tolist():  # calls of thread pools alone
             self._alone[int(links.exchange[row])] = int(nodes[row]), now_ns + waits.settle_ns
         store.flags[at] = flags
+        if self._sampler:
+            store.mark[at] = self._sampler.marks(batch)
         self._held.add(replace(batch, links=None), nodes)
 
     def _hand_over(self, handovers: U64, now_ns: int) -> None:
@@ -431,6 +438,7 @@ class Stitcher:
             np.uint8(TRACEPARENT),
             np.where(above[alone] != 0, np.uint8(STREAM), np.uint8(0)),
         )
+        fate = self._decide(self._sampler, at, top) if self._sampler else None
         store.state[at] = OUT
         store.top[at] = nodes
         store.when[at] = now_ns
@@ -440,14 +448,36 @@ class Stitcher:
             if len(mine) < len(nodes):
                 rows = store.claim.take(mine)
                 trace = np.stack((high.take(rows), low.take(rows)), axis=1)
-                made.append(_with(batch, trace, above.take(rows), evidence.take(rows)))
+                chosen = None if fate is None else fate.take(rows)
+                made.append(_with(batch, trace, above.take(rows), evidence.take(rows), chosen))
             else:
-                made.append(_with(batch, np.stack((high, low), axis=1), above, evidence))
+                trace = np.stack((high, low), axis=1)
+                made.append(_with(batch, trace, above, evidence, fate))
         return made
 
+    def _decide(self, sampler: Sampler, at: Rows, top: I32) -> NDArray[np.uint8]:
+        """Return the fate of each node's trace, (n,), decided now where it isn't yet."""
+        store = self._nodes
+        mark = store.mark.take(at)
+        fresh = store.fate.take(top) == 0
+        store.fate[top[fresh]] = sampler.fate
+        for wanted, fate in sampler.rules:
+            store.fate[top[fresh & (mark & wanted != 0)]] = fate
+        # One that comes late can't call back what was let go, but keeps what comes with it.
+        store.fate[top[mark & KEEP != 0]] = KEPT
+        fates = store.fate.take(top)
+        store.fate[at] = fates
+        return fates
 
-def _with(batch: SpanBatch, trace: U64, parent: U64, evidence: NDArray[np.uint8]) -> SpanBatch:
-    """Return a batch that says where its spans hang."""
+
+def _with(
+    batch: SpanBatch,
+    trace: U64,
+    parent: U64,
+    evidence: NDArray[np.uint8],
+    fate: NDArray[np.uint8] | None,
+) -> SpanBatch:
+    """Return a batch that says where its spans hang, and what is to become of them."""
     return SpanBatch(
         trace_id=trace.view(np.uint8),
         span_id=batch.span_id,
@@ -463,6 +493,8 @@ def _with(batch: SpanBatch, trace: U64, parent: U64, evidence: NDArray[np.uint8]
                 _TEXTS.take(evidence).view(np.uint8).reshape(-1, _WIDTH), _LENGTHS.take(evidence)
             ),
         },
+        sampling=batch.sampling,
+        fate=fate,
     )
 
 

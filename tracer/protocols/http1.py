@@ -87,7 +87,7 @@ class Http1:
         found = self._headers.parents(text, size)
         if len(named) == len(length):
             return found
-        columns = np.zeros((3, len(length)), dtype=np.uint64)
+        columns = np.zeros((len(Remote._fields), len(length)), dtype=np.uint64)
         columns[:, named] = found
         return Remote(*columns)
 

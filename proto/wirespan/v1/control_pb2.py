@@ -24,41 +24,41 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fproto/wirespan/v1/control.proto\x12\x0bwirespan.v1\"\x0f\n\rStatusRequest\"\xb1\x03\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12&\n\x08programs\x18\x04 \x03(\x0b\x32\x14.wirespan.v1.Program\x12\x1e\n\x04maps\x18\x05 \x03(\x0b\x32\x10.wirespan.v1.Map\x12$\n\x06\x63ounts\x18\x06 \x03(\x0b\x32\x14.wirespan.v1.Counter\x12!\n\x06losses\x18\x07 \x03(\x0b\x32\x11.wirespan.v1.Loss\x12 \n\x05rates\x18\x08 \x03(\x0b\x32\x11.wirespan.v1.Rate\x12\x1f\n\x04ring\x18\t \x01(\x0b\x32\x11.wirespan.v1.Ring\x12#\n\x06\x65xport\x18\n \x01(\x0b\x32\x13.wirespan.v1.Export\x12\x0f\n\x07\x66ilters\x18\x0b \x03(\t\x12%\n\x07process\x18\x0c \x01(\x0b\x32\x14.wirespan.v1.Process\x12\x18\n\x10tail_subscribers\x18\r \x01(\r\x12!\n\x05store\x18\x0e \x01(\x0b\x32\x12.wirespan.v1.Store\"h\n\x07Program\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x61ttached\x18\x03 \x01(\x08\x12\x11\n\trun_count\x18\x04 \x01(\x04\x12\x0e\n\x06run_ns\x18\x05 \x01(\x04\x12\x0c\n\x04hook\x18\x06 \x01(\t\"E\n\x03Map\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x0bmax_entries\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"&\n\x07\x43ounter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\"4\n\x04Loss\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x12\x0f\n\x07meaning\x18\x03 \x01(\t\"@\n\x04Rate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nper_second\x18\x02 \x01(\x01\x12\x16\n\x0ewindow_seconds\x18\x03 \x01(\x01\"N\n\x04Ring\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ill\x18\x02 \x01(\x01\x12\x14\n\x0c\x62uffer_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x62uffer_fill\x18\x04 \x01(\x01\"f\n\x06\x45xport\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12$\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x14.wirespan.v1.Counter\x12\x12\n\nlast_error\x18\x04 \x01(\t\"h\n\x05Store\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x15\n\rquery_address\x18\x02 \x01(\t\x12$\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x14.wirespan.v1.Counter\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\"G\n\x07Process\x12\x13\n\x0b\x63pu_seconds\x18\x01 \x01(\x01\x12\x14\n\x0c\x63pu_fraction\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\"B\n\x0bTailRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12#\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x13.wirespan.v1.Format\"+\n\tTailReply\x12\r\n\x05lines\x18\x01 \x03(\t\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04*B\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_TEXT\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\x32\x85\x01\n\x07\x43ontrol\x12>\n\x06Status\x12\x1a.wirespan.v1.StatusRequest\x1a\x18.wirespan.v1.StatusReply\x12:\n\x04Tail\x12\x18.wirespan.v1.TailRequest\x1a\x16.wirespan.v1.TailReply0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fproto/wirespan/v1/control.proto\x12\x0bwirespan.v1\"\x0f\n\rStatusRequest\"\xc3\x03\n\x0bStatusReply\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\r\x12\x16\n\x0euptime_seconds\x18\x03 \x01(\x01\x12&\n\x08programs\x18\x04 \x03(\x0b\x32\x14.wirespan.v1.Program\x12\x1e\n\x04maps\x18\x05 \x03(\x0b\x32\x10.wirespan.v1.Map\x12$\n\x06\x63ounts\x18\x06 \x03(\x0b\x32\x14.wirespan.v1.Counter\x12!\n\x06losses\x18\x07 \x03(\x0b\x32\x11.wirespan.v1.Loss\x12 \n\x05rates\x18\x08 \x03(\x0b\x32\x11.wirespan.v1.Rate\x12\x1f\n\x04ring\x18\t \x01(\x0b\x32\x11.wirespan.v1.Ring\x12#\n\x06\x65xport\x18\n \x01(\x0b\x32\x13.wirespan.v1.Export\x12\x0f\n\x07\x66ilters\x18\x0b \x03(\t\x12%\n\x07process\x18\x0c \x01(\x0b\x32\x14.wirespan.v1.Process\x12\x18\n\x10tail_subscribers\x18\r \x01(\r\x12!\n\x05store\x18\x0e \x01(\x0b\x32\x12.wirespan.v1.Store\x12\x10\n\x08sampling\x18\x0f \x01(\t\"h\n\x07Program\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x10\n\x08\x61ttached\x18\x03 \x01(\x08\x12\x11\n\trun_count\x18\x04 \x01(\x04\x12\x0e\n\x06run_ns\x18\x05 \x01(\x04\x12\x0c\n\x04hook\x18\x06 \x01(\t\"E\n\x03Map\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x13\n\x0bmax_entries\x18\x03 \x01(\r\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\"&\n\x07\x43ounter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\"4\n\x04Loss\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x12\x0f\n\x07meaning\x18\x03 \x01(\t\"@\n\x04Rate\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nper_second\x18\x02 \x01(\x01\x12\x16\n\x0ewindow_seconds\x18\x03 \x01(\x01\"N\n\x04Ring\x12\r\n\x05\x62ytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x66ill\x18\x02 \x01(\x01\x12\x14\n\x0c\x62uffer_bytes\x18\x03 \x01(\x04\x12\x13\n\x0b\x62uffer_fill\x18\x04 \x01(\x01\"f\n\x06\x45xport\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\x12\x10\n\x08protocol\x18\x02 \x01(\t\x12$\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x14.wirespan.v1.Counter\x12\x12\n\nlast_error\x18\x04 \x01(\t\"h\n\x05Store\x12\x11\n\tdirectory\x18\x01 \x01(\t\x12\x15\n\rquery_address\x18\x02 \x01(\t\x12$\n\x06\x63ounts\x18\x03 \x03(\x0b\x32\x14.wirespan.v1.Counter\x12\x0f\n\x07\x66\x61ilure\x18\x04 \x01(\t\"G\n\x07Process\x12\x13\n\x0b\x63pu_seconds\x18\x01 \x01(\x01\x12\x14\n\x0c\x63pu_fraction\x18\x02 \x01(\x01\x12\x11\n\trss_bytes\x18\x03 \x01(\x04\"B\n\x0bTailRequest\x12\x0e\n\x06\x66ilter\x18\x01 \x01(\t\x12#\n\x06\x66ormat\x18\x02 \x01(\x0e\x32\x13.wirespan.v1.Format\"+\n\tTailReply\x12\r\n\x05lines\x18\x01 \x03(\t\x12\x0f\n\x07\x64ropped\x18\x02 \x01(\x04*B\n\x06\x46ormat\x12\x16\n\x12\x46ORMAT_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46ORMAT_TEXT\x10\x01\x12\x0f\n\x0b\x46ORMAT_JSON\x10\x02\x32\x85\x01\n\x07\x43ontrol\x12>\n\x06Status\x12\x1a.wirespan.v1.StatusRequest\x1a\x18.wirespan.v1.StatusReply\x12:\n\x04Tail\x12\x18.wirespan.v1.TailRequest\x1a\x16.wirespan.v1.TailReply0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'proto.wirespan.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FORMAT']._serialized_start=1314
-  _globals['_FORMAT']._serialized_end=1380
+  _globals['_FORMAT']._serialized_start=1332
+  _globals['_FORMAT']._serialized_end=1398
   _globals['_STATUSREQUEST']._serialized_start=48
   _globals['_STATUSREQUEST']._serialized_end=63
   _globals['_STATUSREPLY']._serialized_start=66
-  _globals['_STATUSREPLY']._serialized_end=499
-  _globals['_PROGRAM']._serialized_start=501
-  _globals['_PROGRAM']._serialized_end=605
-  _globals['_MAP']._serialized_start=607
-  _globals['_MAP']._serialized_end=676
-  _globals['_COUNTER']._serialized_start=678
-  _globals['_COUNTER']._serialized_end=716
-  _globals['_LOSS']._serialized_start=718
-  _globals['_LOSS']._serialized_end=770
-  _globals['_RATE']._serialized_start=772
-  _globals['_RATE']._serialized_end=836
-  _globals['_RING']._serialized_start=838
-  _globals['_RING']._serialized_end=916
-  _globals['_EXPORT']._serialized_start=918
-  _globals['_EXPORT']._serialized_end=1020
-  _globals['_STORE']._serialized_start=1022
-  _globals['_STORE']._serialized_end=1126
-  _globals['_PROCESS']._serialized_start=1128
-  _globals['_PROCESS']._serialized_end=1199
-  _globals['_TAILREQUEST']._serialized_start=1201
-  _globals['_TAILREQUEST']._serialized_end=1267
-  _globals['_TAILREPLY']._serialized_start=1269
-  _globals['_TAILREPLY']._serialized_end=1312
-  _globals['_CONTROL']._serialized_start=1383
-  _globals['_CONTROL']._serialized_end=1516
+  _globals['_STATUSREPLY']._serialized_end=517
+  _globals['_PROGRAM']._serialized_start=519
+  _globals['_PROGRAM']._serialized_end=623
+  _globals['_MAP']._serialized_start=625
+  _globals['_MAP']._serialized_end=694
+  _globals['_COUNTER']._serialized_start=696
+  _globals['_COUNTER']._serialized_end=734
+  _globals['_LOSS']._serialized_start=736
+  _globals['_LOSS']._serialized_end=788
+  _globals['_RATE']._serialized_start=790
+  _globals['_RATE']._serialized_end=854
+  _globals['_RING']._serialized_start=856
+  _globals['_RING']._serialized_end=934
+  _globals['_EXPORT']._serialized_start=936
+  _globals['_EXPORT']._serialized_end=1038
+  _globals['_STORE']._serialized_start=1040
+  _globals['_STORE']._serialized_end=1144
+  _globals['_PROCESS']._serialized_start=1146
+  _globals['_PROCESS']._serialized_end=1217
+  _globals['_TAILREQUEST']._serialized_start=1219
+  _globals['_TAILREQUEST']._serialized_end=1285
+  _globals['_TAILREPLY']._serialized_start=1287
+  _globals['_TAILREPLY']._serialized_end=1330
+  _globals['_CONTROL']._serialized_start=1401
+  _globals['_CONTROL']._serialized_end=1534
 # @@protoc_insertion_point(module_scope)

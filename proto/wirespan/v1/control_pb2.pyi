@@ -21,7 +21,7 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("version", "pid", "uptime_seconds", "programs", "maps", "counts", "losses", "rates", "ring", "export", "filters", "process", "tail_subscribers", "store")
+    __slots__ = ("version", "pid", "uptime_seconds", "programs", "maps", "counts", "losses", "rates", "ring", "export", "filters", "process", "tail_subscribers", "store", "sampling")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -36,6 +36,7 @@ class StatusReply(_message.Message):
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     TAIL_SUBSCRIBERS_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
     version: str
     pid: int
     uptime_seconds: float
@@ -50,7 +51,8 @@ class StatusReply(_message.Message):
     process: Process
     tail_subscribers: int
     store: Store
-    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., ring: _Optional[_Union[Ring, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., filters: _Optional[_Iterable[str]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., tail_subscribers: _Optional[int] = ..., store: _Optional[_Union[Store, _Mapping]] = ...) -> None: ...
+    sampling: str
+    def __init__(self, version: _Optional[str] = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., programs: _Optional[_Iterable[_Union[Program, _Mapping]]] = ..., maps: _Optional[_Iterable[_Union[Map, _Mapping]]] = ..., counts: _Optional[_Iterable[_Union[Counter, _Mapping]]] = ..., losses: _Optional[_Iterable[_Union[Loss, _Mapping]]] = ..., rates: _Optional[_Iterable[_Union[Rate, _Mapping]]] = ..., ring: _Optional[_Union[Ring, _Mapping]] = ..., export: _Optional[_Union[Export, _Mapping]] = ..., filters: _Optional[_Iterable[str]] = ..., process: _Optional[_Union[Process, _Mapping]] = ..., tail_subscribers: _Optional[int] = ..., store: _Optional[_Union[Store, _Mapping]] = ..., sampling: _Optional[str] = ...) -> None: ...
 
 class Program(_message.Message):
     __slots__ = ("name", "kind", "attached", "run_count", "run_ns", "hook")

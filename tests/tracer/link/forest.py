@@ -36,6 +36,7 @@ class Row:
     remote: tuple[bytes, bytes] | None = None
     private: bool = False
     near: int = 0
+    sampled: int = 0
 
 
 def key_words(key: int) -> NDArray[Any]:
@@ -70,13 +71,15 @@ def batch(rows: Sequence[Row], shapes: Sequence[Shape] = SHAPES) -> SpanBatch:
     is_client = np.array([row.client for row in rows], dtype=np.bool_)
     above = ids.client_span_id(key).view(U64)[:, 0]
     above[[row.private for row in rows]] = 0
-    remote = nobody(count)
-    if any(row.remote for row in rows):
-        cells = b"".join(b"".join(row.remote) if row.remote else bytes(24) for row in rows)
-        remote = Remote(*np.frombuffer(cells, dtype=U64).reshape(count, 3).T.copy())
 
     def column(name: str, dtype: type = U64) -> NDArray[Any]:
         return np.array([getattr(row, name) for row in rows], dtype=dtype)
+
+    remote = nobody(count)
+    if any(row.remote for row in rows):
+        cells = b"".join(b"".join(row.remote) if row.remote else bytes(24) for row in rows)
+        words = np.frombuffer(cells, dtype=U64).reshape(count, 3).T.copy()
+        remote = Remote(*words, column("sampled"))
 
     return SpanBatch(
         trace_id=ids.trace_id(key),

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracer.link.headers import Headers, remote_parent
+from tracer.link.headers import Headers, remote_parent, sampled
+from tracer.spans import SAMPLED_NO, SAMPLED_YES
 
 TRACE = bytes.fromhex("0af7651916cd43dd8448eb211c80319c")
 SPAN = bytes.fromhex("b7ad6b7169203331")
@@ -92,5 +93,31 @@ def test_columns_say_what_one_by_one_says(texts: list[bytes]) -> None:
     found = Headers().of(texts)
     for row, text in enumerate(texts):
         expected = remote_parent(text) if len(text) else None
-        cells = np.array([words[row] for words in found], dtype=np.uint64).tobytes()
+        cells = np.array([words[row] for words in found[:3]], dtype=np.uint64).tobytes()
         assert cells == (expected[0] + expected[1] if expected else bytes(24)), text
+        if expected or not text:
+            assert found.sampled[row] == sampled(text), text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (W3C, SAMPLED_YES),
+        (W3C[:-2] + b"00", SAMPLED_NO),
+        (W3C[:-2] + b"02", SAMPLED_NO),
+        (W3C[:-2] + b"03", SAMPLED_YES),
+        (b"01" + W3C[2:] + b"-more", SAMPLED_YES),
+        (b"b3: 0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-1", SAMPLED_YES),
+        (b"8448eb211c80319c-b7ad6b7169203331-d-05e3ac9a4f6e3b90", SAMPLED_YES),
+        (b"8448eb211c80319c-b7ad6b7169203331-0", SAMPLED_NO),
+        (b"8448eb211c80319c-b7ad6b7169203331", 0),
+        (b"uber-trace-id: 8448eb211c80319c%3Ab7ad6b7169203331%3A0%3A1", SAMPLED_YES),
+        (b"8448eb211c80319c:b7ad6b7169203331:0:02", SAMPLED_NO),
+        (sw8(), SAMPLED_YES),
+        (b"0" + sw8()[1:], SAMPLED_NO),
+        (b"", 0),
+        (b"nothing", 0),
+    ],
+)
+def test_what_a_parent_says_of_its_trace(text: bytes, said: int) -> None:
+    assert sampled(text) == said
