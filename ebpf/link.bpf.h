@@ -405,7 +405,7 @@ static __always_inline int link_alone(struct io *io, __u64 exchange)
 	if (!thread || thread->in_hand.count)
 		return 0;
 	thread->alone = exchange;
-	thread->alone_ns = 0;
+	thread->alone_ns = thread->handed = 0;
 	return FLOW_EVIDENCE_WAKEUP;
 }
 

@@ -232,6 +232,7 @@ struct thread {
 	/* a thread that serves nobody: its last request without a parent, when its answer came */
 	__u64 alone;
 	__u64 alone_ns;
+	__u64 handed; /* the exchange of whom it woke last, since */
 	/* CPython */
 	__u32 request; /* enum request_seen: the message received last was a request */
 	__u32 doubt;   /* how many more requests must be followed by a copy of a context */
@@ -287,8 +288,10 @@ struct wait_key {
 };
 
 struct wait {
-	struct cause cause;
+	struct cause cause; /* id 0: nobody waits there now */
 	__u64 since_ns;
+	__u32 tid;
+	__u32 shared; /* several threads have waited on it, so it is none's own */
 };
 
 struct {

@@ -54,11 +54,13 @@ int node_turn(void *ctx __attribute__((unused)))
 #define FUTEX_WAIT_BITSET 9
 #define FUTEX_WAKE_BITSET 10
 #define FUTEX_COMMAND 127
+#define HANDED_WITHIN_NS 250000000ULL /* of the answer: user space waits no longer */
 
 /*
  * A thread of a pool that made a request for nobody known wakes, after the answer, the one
  * that waits for it, and that one serves. It must have begun to wait before the answer came:
- * who waits for a mere lock does so later.
+ * who waits for a mere lock mostly does so later. Each one that it wakes is told, for if there
+ * are several, user space takes none of them.
  */
 static __always_inline int hand_over(__u64 pid_tgid, struct wait_key *key)
 {
@@ -66,25 +68,32 @@ static __always_inline int hand_over(__u64 pid_tgid, struct wait_key *key)
 	struct flow_record *r;
 	struct wait *wait;
 	struct io *io;
+	__u64 now;
 
 	if (!thread || !thread->alone_ns)
 		return 0;
+	now = bpf_ktime_get_ns();
+	if (now - thread->alone_ns > HANDED_WITHIN_NS) {
+		thread->alone_ns = 0;
+		return 0;
+	}
 	wait = bpf_map_lookup_elem(&waits, key);
 	io = io_get();
-	if (!wait || !io || wait->since_ns >= thread->alone_ns || !cause_live(&wait->cause))
+	if (!wait || !io || wait->shared || wait->since_ns >= thread->alone_ns ||
+	    wait->cause.id == thread->handed || !cause_live(&wait->cause))
 		return 0;
 	r = &io->spare;
 	io->pid_tgid = pid_tgid;
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = FLOW_HANDOVER;
 	r->start_ns = wait->since_ns;
-	r->end_ns = bpf_ktime_get_ns();
+	r->end_ns = now;
 	r->conn_id = thread->alone;
 	r->parent = wait->cause.id;
 	r->evidence = FLOW_EVIDENCE_WAKEUP;
 	tell_process(io, r);
-	thread->alone = thread->alone_ns = 0;
-	bpf_map_delete_elem(&waits, key);
+	thread->handed = wait->cause.id;
+	wait->cause.id = 0;
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
 		lose(FLOW_LOSS_RING_FULL);
 	return 0;
@@ -94,7 +103,7 @@ SEC("tracepoint/syscalls/sys_enter_futex")
 int enter_futex(struct trace_event_raw_sys_enter *ctx)
 {
 	__u32 command = ctx->args[1] & FUTEX_COMMAND;
-	struct wait wait = {};
+	struct wait wait = {}, *before;
 	struct wait_key key;
 	struct runtime *runtime;
 	struct thread *thread;
@@ -117,6 +126,15 @@ int enter_futex(struct trace_event_raw_sys_enter *ctx)
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || key.futex - runtime->locks < runtime->locks_size)
 		return 0;
+	wait.tid = (__u32)pid_tgid;
+	if (runtime->kind == RUNTIME_THREADS) {
+		/* A mutex of the C library. Condition variables wait for a bit set. */
+		if (command == FUTEX_WAIT)
+			return 0;
+		/* A thread of the JVM waits for a result on a condition of its own. */
+		before = bpf_map_lookup_elem(&waits, &key);
+		wait.shared = before && (before->shared || before->tid != wait.tid);
+	}
 	causes_only(&thread->in_hand, &wait.cause);
 	wait.since_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&waits, &key, &wait, BPF_ANY);

@@ -68,6 +68,10 @@ USER: Mapping[str, Loss] = {
         Loss("link_split", "a span had left under another trace id before its trace was known"),
         Loss("link_refused", "a client's span began before what it was said to be made for"),
         Loss(
+            "link_doubtful",
+            "a call of a pool's thread that then woke two who serve: none is linked",
+        ),
+        Loss(
             "link_overlooked", "too many processes began at once to look at: no links in this one"
         ),
         Loss("link_full", "a span had to leave before its trace was known: too many waited"),

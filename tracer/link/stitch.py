@@ -19,7 +19,9 @@ node without a parent, or one whose span is out already. What doesn't come in ti
   exchange adopts it when it comes, and so does the top of its tree, so that the trace stays
   whole; where both are out under ids of their own it is too late (`link_split`).
 - A client's side sent by a thread of a pool waits SETTLE_NS for the kernel to tell whom that
-  thread woke with the answer (FLOW_HANDOVER).
+  thread woke with the answer (FLOW_HANDOVER), and once it did, SETTLE_NS for another one: a
+  thread that wakes two woke one of them for something else (a lock), so neither is taken
+  (`link_doubtful`).
 - A client's side without evidence from the kernel, in a process that also serves, waits
   SETTLE_NS to CONTENT_WAIT_NS for an exchange with the same content (tracer.link.content).
 
@@ -57,6 +59,7 @@ CONTENT_WAIT_NS = 400_000_000
 # How long what is out is remembered at most; less where there is much traffic.
 REMEMBER_NS = 60_000_000_000
 HELD_MAX = 65_536
+LOSSES = ("link_late", "link_split", "link_refused", "link_doubtful", "link_full")
 
 _WAKEUP = int(Evidence.WAKEUP)
 # Evidence of user space, after enum flow_evidence's.
@@ -119,10 +122,11 @@ class Stitcher:
         self._sampler = sampler
         self._nodes = Nodes(capacity)
         self._held = Held()
-        # Client's sides that wait for a handover, by `exchange`: node, until when.
-        self._alone: dict[int, tuple[int, int]] = {}
+        # Client's sides that wait for a handover, by `exchange`: node, until when, and the token
+        # of whom it was handed to, 0 so far.
+        self._alone: dict[int, tuple[int, int, int]] = {}
         self._candidates = Candidates(self._waits.settle_ns, self._waits.content_ns)
-        self._losses = dict.fromkeys(("link_late", "link_split", "link_refused", "link_full"), 0)
+        self._losses = dict.fromkeys(LOSSES, 0)
 
     def __len__(self) -> int:
         """How many spans are held back."""
@@ -156,8 +160,8 @@ class Stitcher:
             self._candidates.rename(names)
             self._held.rename(names[self._held.nodes])
             self._alone = {
-                exchange: (int(names[node]), until)
-                for exchange, (node, until) in self._alone.items()
+                exchange: (int(names[node]), until, parent)
+                for exchange, (node, until, parent) in self._alone.items()
             }
         client = links.client
         span = _words(batch.span_id, 1)[:, 0]
@@ -215,33 +219,39 @@ class Stitcher:
         alone = np.flatnonzero(client & (parent < 0) & ~named & (links.evidence == _WAKEUP))
         flags[alone] |= _ALONE
         for row in alone.tolist():  # calls of thread pools alone
-            self._alone[int(links.exchange[row])] = int(nodes[row]), now_ns + waits.settle_ns
+            self._alone[int(links.exchange[row])] = int(nodes[row]), now_ns + waits.settle_ns, 0
         store.flags[at] = flags
         if self._sampler:
             store.mark[at] = self._sampler.marks(batch)
         self._held.add(replace(batch, links=None), nodes)
 
     def _hand_over(self, handovers: U64, now_ns: int) -> None:
-        """Link client's sides whose thread then woke the one that waited for the answer."""
-        store = self._nodes
+        """Take note whom a client's thread woke after the answer; of two, neither is taken."""
         for exchange, parent in handovers.tolist():
-            node, _ = self._alone.pop(exchange, (-1, 0))
+            node, _, before = self._alone.pop(exchange, (-1, 0, 0))
             if node < 0:
                 self._losses["link_late"] += 1
-                continue
-            store.parent[node] = self._awaited(np.array([parent], dtype=np.uint64), now_ns)[0]
-            store.flags[node] = store.flags[node] & (0xFF ^ _OPEN) | _UNJUDGED
+            elif before in (0, parent):
+                self._alone[exchange] = node, now_ns + self._waits.settle_ns, parent
+            else:
+                self._nodes.flags[node] &= 0xFF ^ _ALONE
+                self._losses["link_doubtful"] += 1
 
     def _wait_no_more(self, now_ns: int, everything: bool) -> None:
-        """Let those go for which no handover came."""
+        """Link those for which one handover came, and let the others go."""
+        store = self._nodes
         over = [
             exchange
-            for exchange, (_, until) in self._alone.items()
+            for exchange, (_, until, _) in self._alone.items()
             if everything or until <= now_ns
         ]
         for exchange in over:
-            node, _ = self._alone.pop(exchange)
-            self._nodes.flags[node] &= 0xFF ^ _ALONE
+            node, _, parent = self._alone.pop(exchange)
+            if parent:
+                store.parent[node] = self._awaited(np.array([parent], dtype=np.uint64), now_ns)[0]
+                store.flags[node] = store.flags[node] & (0xFF ^ _OPEN) | _UNJUDGED
+            else:
+                store.flags[node] &= 0xFF ^ _ALONE
 
     def _awaited(self, tokens: U64, now_ns: int) -> I32:
         """Return the nodes of parents, new ones for those that haven't come."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,7 +23,9 @@ from tests.tracer.link.forest import (
     server_id,
     trace_of,
 )
+from tracer.flow import Evidence
 from tracer.link.stitch import Stitcher, Waits
+from tracer.spans import SpanBatch
 
 MS = 1_000_000
 S = 1_000 * MS
@@ -324,6 +327,56 @@ def test_a_request_without_a_match_goes_out_in_time() -> None:
     assert not stitcher.flush(399 * MS)
     (out,) = published(stitcher.flush(440 * MS))
     assert (out.parent, out.evidence) == (NO_PARENT, "")
+
+
+# Calls of a pool's threads, which turn out later to be for whom the thread then woke.
+
+
+def woke(*servers: int) -> SpanBatch:
+    """A batch of no spans: the thread that made call 2 woke those that serve `servers`."""
+    handovers = np.array([(52_002, 50_000 + key) for key in servers], dtype=np.uint64)
+    empty = batch([])
+    assert empty.links is not None
+    return replace(empty, links=empty.links._replace(handovers=handovers))
+
+
+def pooled() -> list[Row]:
+    return [
+        client(2, exchange=52_002, start_ns=30, evidence=Evidence.WAKEUP),
+        *(row for key in (1, 3) for row in (server(key, start_ns=10), client(key, start_ns=5))),
+    ]
+
+
+@pytest.mark.parametrize("woken", [(1,), (3,), (1, 1)])
+def test_a_call_of_a_pool_is_for_whom_its_thread_woke(woken: tuple[int, ...]) -> None:
+    stitcher = Stitcher()
+    outs = published(stitcher.feed(batch(pooled()), 0))
+    for key in woken:
+        outs += published(stitcher.feed(woke(key), 100 * MS))
+    outs += published(stitcher.flush(349 * MS))
+    assert 2 not in by_number(outs), "it may yet wake another"
+    outs += published(stitcher.flush(350 * MS))
+    span = by_number(outs)[2]
+    assert (span.trace, span.parent) == (trace_of(woken[0]), server_id(woken[0]))
+    assert span.evidence == "wakeup"
+    assert not any(stitcher.losses().values())
+
+
+def test_a_call_whose_thread_woke_two_is_neither_s() -> None:
+    stitcher = Stitcher()
+    outs = published(stitcher.feed(batch(pooled()), 0))
+    outs += published(stitcher.feed(woke(1), 100 * MS)) + published(stitcher.flush(200 * MS))
+    outs += published(stitcher.feed(woke(3), 349 * MS))
+    assert (by_number(outs)[2].parent, by_number(outs)[2].evidence) == (NO_PARENT, "")
+    assert stitcher.losses()["link_doubtful"] == 1
+
+
+def test_a_call_whose_thread_woke_nobody_goes_out_in_time() -> None:
+    stitcher = Stitcher()
+    outs = published(stitcher.feed(batch(pooled()), 0)) + published(stitcher.flush(249 * MS))
+    assert 2 not in by_number(outs)
+    outs += published(stitcher.flush(250 * MS))
+    assert by_number(outs)[2].parent == NO_PARENT
 
 
 # Bounds.
