@@ -1,7 +1,7 @@
 """The user-space pipeline alone: records as the ring gave them, to OTLP bytes, on one core.
 
-Neither kernel nor network takes part: what is timed is Reassembler.feed, Stitcher.feed and
-Encoder.encode, in the largest batches that the tracer makes and in small ones.
+Neither kernel nor network takes part: what is timed is Reassembler.feed, Stitcher.feed,
+Red.observe and Encoder.encode, in the largest batches that the tracer makes and in small ones.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,9 @@ from tracer.link.stitch import Stitcher
 from tracer.otlp import Encoder
 from tracer.pipeline import BATCH_RECORDS
 from tracer.process import ProcessTable
+from tracer.red.aggregate import Red
 from tracer.routes import RouteTable
+from tracer.spans import Resource
 
 Records = NDArray[np.void]
 
@@ -68,6 +71,7 @@ class Cost:
 
     feed_us: Figure
     stitch_us: Figure
+    measure_us: Figure
     encode_us: Figure
     total_us: Figure
     spans_per_s: Figure
@@ -108,32 +112,32 @@ def run(traffic: Mapping[str, Records], rounds: int, spans: int) -> dict[str, Co
     traffic: records by Case.traffic; cases without are left out.
     """
     cases = [case for case in CASES if case.traffic in traffic]
-    samples: dict[str, list[tuple[float, float, float, float]]] = {c.name: [] for c in cases}
+    samples: dict[str, list[tuple[list[float], float]]] = {c.name: [] for c in cases}
     for _ in range(rounds):
         for case in cases:
             samples[case.name].append(_replay(traffic[case.traffic].copy(), spans, case))
-    return {
-        name: Cost(
-            Figure.of(feed for feed, _, _, _ in taken),
-            Figure.of(stitch for _, stitch, _, _ in taken),
-            Figure.of(encode for _, _, encode, _ in taken),
-            Figure.of(feed + stitch + encode for feed, stitch, encode, _ in taken),
-            Figure.of(1e6 / (feed + stitch + encode) for feed, stitch, encode, _ in taken),
-            taken[0][3],
+    costs = {}
+    for name, taken in samples.items():
+        feed, stitch, measure, encode = (
+            Figure.of(parts[number] for parts, _ in taken) for number in range(4)
         )
-        for name, taken in samples.items()
-    }
+        total = Figure.of(sum(parts) for parts, _ in taken)
+        per_second = Figure.of(1e6 / sum(parts) for parts, _ in taken)
+        costs[name] = Cost(feed, stitch, measure, encode, total, per_second, taken[0][1])
+    return costs
 
 
-def _replay(records: Records, spans: int, case: Case) -> tuple[float, float, float, float]:
-    """Return feed, stitch, encode us and bytes a span; starts with empty tables, as a tracer.
+def _replay(records: Records, spans: int, case: Case) -> tuple[list[float], float]:
+    """Return us a span of each part, in Cost's order, and bytes; tables are empty, as at start.
 
     Raises BenchError where a pass over the records gives no span.
     """
     reassembler = Reassembler(ProcessTable(()), RouteTable(MAX_ROUTES))
     stitcher = Stitcher()
+    red = Red(Resource(()), 0)
     encoder = Encoder("bench")
-    fed = stitched = encoded = made = size = paths = now_ns = 0
+    parts = [0, 0, 0, 0]
+    made = size = paths = now_ns = 0
     step_ns = int(records["end_ns"].max() - records["start_ns"].min()) + READ_NS
     while made < spans:
         before = made
@@ -142,20 +146,26 @@ def _replay(records: Records, spans: int, case: Case) -> tuple[float, float, flo
         for at in range(0, len(records), case.batch_records):
             chunk = records[at : at + case.batch_records]
             now_ns = max(now_ns, int(chunk["end_ns"].max()) + READ_NS)
-            began = time.thread_time_ns()
+            times = [time.thread_time_ns()]
             batch = reassembler.feed(chunk, 0)
-            between = time.thread_time_ns()
+            times.append(time.thread_time_ns())
             ready = stitcher.feed(batch, now_ns)
-            known = time.thread_time_ns()
+            times.append(time.thread_time_ns())
+            for each in ready:
+                red.observe(each, now_ns)
+                red.exemplify(each)
+            times.append(time.thread_time_ns())
             size += sum(len(encoder.encode(each)) for each in ready)
-            encoded += time.thread_time_ns() - known
-            stitched += known - between
-            fed += between - began
+            times.append(time.thread_time_ns())
+            parts = [
+                part + end - begin
+                for part, (begin, end) in zip(parts, pairwise(times), strict=True)
+            ]
             made += sum(len(each) for each in ready)
         if made == before:
             raise BenchError("the records give no spans")
         later(records, step_ns)
-    return fed / made / 1000, stitched / made / 1000, encoded / made / 1000, size / made
+    return [part / made / 1000 for part in parts], size / made
 
 
 def later(records: Records, step_ns: int) -> None:

@@ -276,6 +276,7 @@ def _pipeline(results: Results) -> str:
             name,
             cost.feed_us.text(),
             cost.stitch_us.text(),
+            cost.measure_us.text(),
             cost.encode_us.text(),
             cost.total_us.text(),
             cost.spans_per_s.text(0),
@@ -284,7 +285,8 @@ def _pipeline(results: Results) -> str:
         for name, cost in results.pipeline.items()
     ]
     header = (
-        *("", "records to spans, us", "linking, us", "spans to OTLP, us", "in all, us"),
+        *("", "records to spans, us", "linking, us", "metrics, us"),
+        *("spans to OTLP, us", "in all, us"),
         *("spans/s a core", "bytes a span"),
     )
     return paragraphs(

@@ -279,7 +279,7 @@ def full_results() -> Results:
         },
         others.Idle(2.0, 4_000_000, 1000, 0),
         latency.Latency(50, 500, 200.0, 300.0, 310.0, 1.5),
-        {"one path": pipeline.Cost(figure, figure, figure, figure, figure, 600.0)},
+        {"one path": pipeline.Cost(*[figure] * 6, 600.0)},
     )
 
 
