@@ -16,6 +16,7 @@ from tracer.installed import version
 from tracer.metrics_export import MetricsExporter, Settings, Source
 from tracer.monitor import Monitor, cpu_seconds, rss_bytes
 from tracer.red.aggregate import Red
+from tracer.sampling import weights
 from tracer.spans import Resource, SpanBatch
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ class Meter:
     def observe(self, batch: SpanBatch) -> None:
         """Count every span of a batch, before any is left out."""
         if self._on:
-            self._try(lambda: self._red.observe(batch, time.monotonic_ns()))
+            self._try(lambda: self._red.observe(batch, time.monotonic_ns(), weights(batch)))
 
     def submit(self, batch: SpanBatch) -> None:
         """Choose exemplars among the spans that leave: a sink as others are."""

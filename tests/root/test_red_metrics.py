@@ -117,6 +117,34 @@ def test_counts_are_those_of_the_load(
     assert total == pytest.approx(served / 1e9)
 
 
+@pytest.mark.parametrize("sampler", ["always_off", "traceidratio=0.25"])
+def test_nothing_is_missing_where_spans_are_sampled(
+    start_tracer: Callable[..., Tracer], nginx: Nginx, backend: HttpBackend, sampler: str
+) -> None:
+    """Exemplars are of traces that went on, and only of those."""
+    requests = 1_000
+    tracer = start_tracer(
+        "--port", str(nginx.port), "--sample", sampler, "--otlp-endpoint", backend.url()
+    )
+    done = load(nginx.port, "/shop", requests, 8)
+    tracer.process.wait_for(
+        lambda: counted(tracer, "red_exchanges") + lost(tracer) >= 2 * requests, "all are measured"
+    )
+    tracer.stop()
+    (client,) = {str(known["service.name"]) for known, _ in points(backend, CLIENT)}
+    assert_counted(backend, done, "/shop", client)
+    exported = set(backend.ids())
+    assert len(exported) == 0 if sampler == "always_off" else 200 < len(exported) < 1_000
+    exemplars = {
+        exemplar.span_id.hex()
+        for name in (SERVER, CLIENT)
+        for _, point in points(backend, name)
+        for exemplar in point.exemplars
+    }
+    assert exemplars <= exported
+    assert bool(exemplars) == bool(exported)
+
+
 def test_nothing_is_missing_where_spans_find_no_room(
     start_tracer: Callable[..., Tracer], nginx: Nginx, backend: HttpBackend
 ) -> None:
@@ -152,7 +180,9 @@ def counted(tracer: Tracer, name: str) -> int:
 
 
 def lost(tracer: Tracer) -> int:
-    return sum(count for name, count in tracer.losses().items() if name != "export_queue_full")
+    """Spans that were lost before they could be measured, or exchanges before they were spans."""
+    later = ("export_", "sampled_")
+    return sum(count for name, count in tracer.losses().items() if not name.startswith(later))
 
 
 def test_red_metrics_can_be_turned_off(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
@@ -25,7 +25,8 @@ from tracer.metrics_export import MetricsExporter, Settings
 from tracer.metrics_otlp import durations, serialise
 from tracer.monitor import Gauges, Monitor
 from tracer.red.aggregate import Red
-from tracer.spans import SpanBatch
+from tracer.sampling import level_threshold
+from tracer.spans import Sampling, SpanBatch
 
 DEADLINE = 15.0
 CUMULATIVE = AggregationTemporality.AGGREGATION_TEMPORALITY_CUMULATIVE
@@ -312,9 +313,16 @@ def test_closing_does_not_wait_for_a_receiver_that_hangs() -> None:
         to.receiver.release.set()
 
 
+def test_a_span_that_the_kernel_kept_for_many_counts_for_them() -> None:
+    red = Red(OWN, NOW)
+    kept = Sampling(np.full(3, level_threshold(2), np.uint64), np.zeros(3, np.int32))
+    Meter(red, True, print).observe(replace(batch([Row(0)] * 3, SHAPES), sampling=kept))
+    assert red.counts()["red_exchanges"] == 3 * 4
+
+
 def test_a_defect_in_measuring_ends_measuring_alone() -> None:
     class Broken(Red):
-        def observe(self, batch: SpanBatch, now_ns: int) -> None:
+        def observe(self, batch: SpanBatch, now_ns: int, weights: Any = None) -> None:
             raise RuntimeError("boom")
 
     said: list[str] = []

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.columns import I32, U64
+from tracer.red.buckets import I64
 from tracer.red.histograms import Histograms, Point
 from tracer.red.instruments import (
     GRAPH_CLIENT,
@@ -103,19 +104,38 @@ class Red:
         self._slowest = np.full(0, -1, dtype=np.int64)
         self._when = np.zeros(0, dtype=np.int64)
         self._ids = np.zeros((0, 3), dtype=np.uint64)
+        self._random = np.random.default_rng()
         self._overflow = self._exchanges = self._paired = 0
 
-    def observe(self, batch: SpanBatch, now_ns: int) -> None:
-        """Count every span of `batch`; now_ns: CLOCK_MONOTONIC."""
+    def observe(
+        self, batch: SpanBatch, now_ns: int, weights: NDArray[np.float64] | None = None
+    ) -> None:
+        """Count every span of `batch`; now_ns: CLOCK_MONOTONIC.
+
+        weights: how many exchanges each span stands for, where the kernel had to let some go,
+            (n,); None: one. What is no whole number is rounded up or down by chance, so that
+            sums are right in the long run.
+        """
         if not len(batch):
             return
         with self._lock:
             table = self._table(batch)
             series = table.series.take(batch.shape)
             duration = (batch.end_ns - batch.start_ns).view(np.int64)
-            self._add(series, duration)
-            self._exchanges += len(batch)
-            self._pair(table, batch, duration, now_ns)
+            times = np.ones(len(batch), dtype=np.int64)
+            if weights is not None:
+                times = (weights + self._random.random(len(batch))).astype(np.int64)
+            self._exchanges += int(times.sum())
+            pairs = self._pair(table, batch, np.stack((duration, times)), now_ns)
+            if pairs is not None:
+                # Together, for a batch costs by itself, and not only by what is in it.
+                series = np.concatenate((series, pairs[0]))
+                duration = np.concatenate((duration, pairs[1]))
+                times = np.concatenate((times, pairs[2]))
+            single = int(times.max()) == 1
+            self._histograms.observe(series, duration, None if single else times)
+            if self._series.overflowing.any():
+                self._overflow += int(times[self._series.overflowing[series]].sum())
 
     def exemplify(self, batch: SpanBatch) -> None:
         """Remember the slowest of spans that are exported; those of `observe`, or fewer."""
@@ -192,11 +212,6 @@ class Red:
         """How many exchanges were counted without their attributes."""
         return self._overflow
 
-    def _add(self, series: I32, duration: NDArray[np.int64]) -> None:
-        self._histograms.observe(series, duration)
-        if self._series.overflowing.any():
-            self._overflow += int(np.count_nonzero(self._series.overflowing[series]))
-
     def _exemplar(self, number: int) -> Exemplar | None:
         if self._slowest[number] < 0:
             return None
@@ -244,14 +259,17 @@ class Red:
         return self._services[name]
 
     def _pair(
-        self, table: _Table, batch: SpanBatch, duration: NDArray[np.int64], now_ns: int
-    ) -> None:
-        """Count exchanges of which both sides are known by now."""
+        self, table: _Table, batch: SpanBatch, measured: I64, now_ns: int
+    ) -> tuple[I32, I64, I64] | None:
+        """Return series, durations and times of exchanges of which both sides are known now.
+
+        measured: durations and times of the batch's spans, (2, n).
+        """
         kind = table.kind.take(batch.shape)
         above = _words(batch.parent_span_id)
         clients = np.flatnonzero(kind == KIND_CLIENT)
         servers = np.flatnonzero((kind == KIND_SERVER) & (above != 0))
-        sides = np.stack((duration, table.side.take(batch.shape)), axis=1)
+        sides = np.stack((measured[0], table.side.take(batch.shape), measured[1]), axis=1)
         client, server = self._pairs.join(
             _words(batch.span_id).take(clients),
             sides.take(clients, axis=0),
@@ -260,15 +278,21 @@ class Red:
             now_ns,
         )
         if not len(client):
-            return
-        self._paired += len(client)
+            return None
+        # Where one side was kept with less likelihood, so were both.
+        times = np.maximum(client[:, 2], server[:, 2])
+        self._paired += int(times.sum())
         of_client, of_server = client[:, 1], server[:, 1]
         both = (of_client >> _KIND_BITS) << 32 | of_server | of_client & _FAILED
         distinct, place = np.unique(both, return_inverse=True)
-        numbers = [self._pair_series(each) for each in distinct.tolist()]
-        for side, durations in enumerate((client[:, 0], server[:, 0])):
-            series: I32 = np.array([number[side] for number in numbers], dtype=np.int32)
-            self._add(series[place], durations)
+        numbers: I32 = np.array(
+            [self._pair_series(each) for each in distinct.tolist()], dtype=np.int32
+        )
+        return (
+            numbers.take(place, axis=0).T.reshape(-1),
+            np.concatenate((client[:, 0], server[:, 0])),
+            np.concatenate((times, times)),
+        )
 
     def _pair_series(self, both: int) -> tuple[int, int]:
         attributes = pair(

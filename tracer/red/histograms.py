@@ -72,29 +72,39 @@ class Histograms:
             for name, column in old.items():
                 getattr(self, name)[:used] = column
 
-    def observe(self, series: NDArray[np.int32], duration_ns: I64) -> None:
-        """Add durations, (n,), each to the row that `series` says, (n,).
+    def observe(
+        self, series: NDArray[np.int32], duration_ns: I64, times: I64 | None = None
+    ) -> None:
+        """Add durations, (n,), each to the row that `series` says, (n,), once or so many `times`.
 
         A duration below 0 counts as 0. Costs some ns for each, and little more for each
         bucket that is met; what is longer in Python happens some dozen times in a row's life.
         """
         duration_ns = np.maximum(duration_ns, 0)
-        np.add.at(self.count, series, 1)
-        np.add.at(self._sum, series, duration_ns)
+        np.add.at(self.count, series, 1 if times is None else times)
+        np.add.at(self._sum, series, duration_ns if times is None else duration_ns * times)
         np.minimum.at(self._min, series, duration_ns)
         np.maximum.at(self._max, series, duration_ns)
         above = duration_ns > 0
         if not above.all():
-            np.add.at(self._zero, series[~above], 1)
+            np.add.at(self._zero, series[~above], 1 if times is None else times[~above])
             series, duration_ns = series[above], duration_ns[above]
+            times = None if times is None else times[above]
             if not len(series):
                 return
         keys = indices(duration_ns) + _KEY_ZERO
         keys |= series.astype(np.int64) << _KEY_BITS
         # Half as wide, twice as quickly sorted.
-        sorted_ = np.sort(keys.astype(np.int32))
-        begin = np.concatenate(([0], np.flatnonzero(sorted_[1:] != sorted_[:-1]) + 1))
-        counts = np.diff(begin, append=len(sorted_))
+        narrow = keys.astype(np.int32)
+        if times is None:
+            sorted_ = np.sort(narrow)
+            begin, end = _runs(sorted_)
+            counts = end - begin
+        else:
+            order = np.argsort(narrow)
+            sorted_ = narrow[order]
+            begin, _ = _runs(sorted_)
+            counts = np.add.reduceat(times[order], begin)
         distinct = sorted_[begin].astype(np.int64)
         rows = distinct >> _KEY_BITS
         bucket = (distinct & ((1 << _KEY_BITS) - 1)) - _KEY_ZERO
@@ -104,8 +114,8 @@ class Histograms:
 
     def _make_room(self, rows: I64, bucket: I64) -> None:
         """Make histograms coarse enough for buckets at SCALE; both (m,), sorted by row, bucket."""
-        first = np.concatenate(([0], np.flatnonzero(rows[1:] != rows[:-1]) + 1))
-        last = np.append(first[1:], len(rows)) - 1
+        first, end = _runs(rows)
+        last = end - 1
         at = rows[first]
         old_low, old_high, old_shift = self._low[at], self._high[at], self._shift[at]
         low = np.minimum(old_low, bucket[first])
@@ -140,3 +150,12 @@ class Histograms:
             column[rows] = 0
         self._min[rows] = _NEVER
         self._low[rows], self._high[rows] = _LOW, _HIGH
+
+
+def _runs(values: NDArray[np.int32] | I64) -> tuple[Ids, Ids]:
+    """Return where each run of equal values begins and ends, both (m,); there are some."""
+    bounds = np.empty(len(values) + 1, dtype=np.bool_)
+    bounds[0] = bounds[-1] = True
+    np.not_equal(values[1:], values[:-1], out=bounds[1:-1])
+    at = np.flatnonzero(bounds)
+    return at[:-1], at[1:]

@@ -16,7 +16,8 @@ from tracer.columns import U64, Rows, Table
 AGE_NS = 10 * 10**9
 CAPACITY = 1 << 16
 
-# What is known of n sides, (n, 2): duration in ns, and a number that says what kind it is.
+# What is known of n sides, (n, 3): duration in ns, a number that says what kind it is, and for
+# how many it stands.
 Sides = NDArray[np.int64]
 
 
@@ -26,7 +27,7 @@ class _Generation:
     def __init__(self, began_ns: int) -> None:
         self.began_ns = began_ns
         self._rows = Table()
-        self._sides = np.zeros((1024, 2), dtype=np.int64)
+        self._sides = np.zeros((1024, 3), dtype=np.int64)
         self._waiting = np.zeros(1024, dtype=np.bool_)
         self.count = 0
 
@@ -40,7 +41,7 @@ class _Generation:
         end = self.count + len(spans)
         if end > len(self._sides):
             size = max(end, 2 * len(self._sides))
-            self._sides = np.resize(self._sides, (size, 2))
+            self._sides = np.resize(self._sides, (size, 3))
             self._waiting = np.resize(self._waiting, size)
         rows = np.arange(self.count, end, dtype=np.int32)
         self._sides[rows], self._waiting[rows] = sides, True
@@ -99,9 +100,11 @@ class Pairs:
 
     def _meet(self, side: int, spans: U64, sides: Sides, now_ns: int) -> tuple[Sides, Sides]:
         """Find the other sides that wait, and keep what finds none; returns ours and theirs."""
+        if not len(spans):
+            return sides, sides
         ours, theirs = [sides[:0]], [sides[:0]]
         for generation in self._waiting[1 - side]:
-            if generation.count and len(spans):
+            if generation.count:
                 at, other = generation.take(spans)
                 ours.append(sides.take(at, axis=0))
                 theirs.append(other)

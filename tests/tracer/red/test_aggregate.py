@@ -146,6 +146,25 @@ def test_both_sides_of_an_exchange_are_one_request_of_a_pair(apart: str) -> None
     assert red.counts()["red_pairs"] == 4
 
 
+def test_a_span_that_stands_for_others_counts_for_them() -> None:
+    """Weights of 2 and 2.5; the fraction is right on average only."""
+    red = Red(OWN, NOW)
+    rows = [Row(1, 5_000_000, 11), Row(0, 3_000_000, 12, 11), Row(0, 0, 13)]
+    red.observe(batch(rows, SHAPES), 0, np.array([2.0, 2.0, 4.0]))
+    for _ in range(1_000):
+        red.observe(batch([Row(2, 9)], SHAPES), 0, np.array([2.5]))
+    found = {each.key[1:]: each.point for each in red.collect(NOW + MINUTE)}
+    served, failures, *pairs = (
+        found[measured(SHAPES[0])], found[measured(SHAPES[2])],
+        *(point for key, point in found.items() if key[0].name.startswith("traces_")),
+    )  # fmt: skip
+    assert (served.total, served.zero, served.sum_ns, served.counts) == (6, 4, 6_000_000, [2])
+    assert [(point.total, point.counts) for point in pairs] == [(2, [2]), (2, [2])]
+    assert 2_400 < failures.total < 2_600
+    assert failures.sum_ns == 9 * failures.total
+    assert red.counts()["red_exchanges"] == 8 + failures.total
+
+
 def test_a_pair_with_a_database_says_so() -> None:
     red = Red(OWN, NOW)
     red.observe(batch([Row(1, 1, 5), Row(4, 1, 6, 5)], SHAPES), 0)
