@@ -564,6 +564,28 @@ def test_statements_that_differ_in_literals_share_a_shape() -> None:
     assert len(feed(*rows).shapes) == 1
 
 
+def test_statements_are_read_once_however_their_literals_differ(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read: list[str] = []
+    original = MySql.read
+
+    def counted(self: MySql, session: Any, exchange: Any, subject: object) -> Any:
+        read.append(exchange.text(Database.QUERY))
+        return original(self, session, exchange, subject)
+
+    monkeypatch.setattr(MySql, "read", counted)
+    queries = [mysql(query=f"SELECT a FROM t WHERE id = {number}") for number in range(9)]
+    failed = mysql(query="SELECT a FROM t WHERE id = 9", error="no such row", code=1054)
+    elsewhere = [login(named="b", conn_id=8), mysql(query="SELECT a FROM t", conn_id=8)]
+    batch = feed(*queries, failed, *queries, *elsewhere, mysql(query="SELECT a FROM t", conn_id=9))
+    assert len(read) == 5  # of the eighteen one; the error, the login; two without a literal
+    assert len(set(batch.shape[[*range(9), *range(10, 19)]].tolist())) == 1
+    assert attributes_of(batch, 9)["db.response.status_code"] == "1054"
+    assert attributes_of(batch, 19)["db.namespace"] == "b"
+    assert "db.namespace" not in attributes_of(batch, 20)
+
+
 def test_rows_and_numbers_are_columns() -> None:
     batch = feed(
         login(), mysql(query="SELECT 1", rows_returned=1), mysql(query="SELECT 1", rows_returned=2)

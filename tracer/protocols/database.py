@@ -24,7 +24,7 @@ from tracer.protocols.base import Columns, Records, Settings, Shapes
 from tracer.protocols.database_batch import SLOTS, Batch, Strings
 from tracer.protocols.database_shape import Facts
 from tracer.protocols.http1_shape import PEER_PORT, unix_path_of
-from tracer.protocols.sql import Dialect, Statements
+from tracer.protocols.sql import Dialect, Statement, Statements
 
 MAX_SESSIONS = 16384
 MAX_PREPARED = 1024  # statements remembered per connection, and portals
@@ -183,7 +183,8 @@ class DatabaseDecoder:
     """What decoders of databases' protocols derive from; see base.Decoder.
 
     protocol: `wirespan.protocol`. context: system and namespace of a connection seen from its
-    beginning, and of an older one. methods: those that `subject` is asked for.
+    beginning, and of an older one. methods: those that `subject` is asked for. statements:
+    those whose query is a statement in full.
     """
 
     protocol: str
@@ -191,6 +192,7 @@ class DatabaseDecoder:
     context: Context
     old_context: Context
     methods: frozenset[int] = frozenset()
+    statements: frozenset[int] = frozenset()
 
     def __init__(self, shapes: Shapes, routes: object, settings: Settings) -> None:
         self._shapes = shapes
@@ -200,6 +202,10 @@ class DatabaseDecoder:
         self._sessions: dict[int, Session] = {}
         self._known: dict[object, _Known] = {}
         self._made: dict[tuple[int, Facts], int] = {}
+        # Likewise for statements and nothing else: those that differ in literals are one here.
+        self._alike: dict[tuple[int, Statement, Context], _Known] = {}
+        if settings.sql == "raw":
+            self.statements = frozenset()
 
     def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
         """Return what an exchange refers to of its session; Query, or None if unknown.
@@ -225,18 +231,18 @@ class DatabaseDecoder:
         if self._generation != self._shapes.generation:
             self._generation = self._shapes.generation
             self._known.clear()
+            self._alike.clear()
             self._made.clear()
         batch = Batch(records, process, self.settings.seed)
-        sessions, known_ = self._sessions, self._known
-        methods = self.methods
+        sessions, known_, alike = self._sessions, self._known, self._alike
+        methods, statements, statement_of = self.methods, self.statements, self._statements.get
         rows: list[int] = []
         shape: list[int] = []
         returns: list[bool] = []
         affects: list[bool] = []
         text, width, used = batch.text, batch.width, batch.used
-        for row, (kind, conn, ports, old, head, method, stream_id, arguments, parts) in enumerate(
-            batch.columns
-        ):
+        for row, columns in enumerate(batch.columns):
+            kind, conn, ports, old, head, method, stream_id, arguments, parts, plain = columns
             if kind != _EXCHANGE:
                 self._other(batch, row, kind)
                 continue
@@ -244,19 +250,26 @@ class DatabaseDecoder:
             if session is None or session.ports != ports or (old and not session.old):
                 session = self._session(conn, ports, old)
             at = row * width
-            content: object = text[at : at + used[row]]
-            if parts:
-                content = self._whole(session, batch, row, parts)
-            subject = None
-            if method in methods:
-                subject = self.subject(session, stream_id, arguments, partial(batch.string, row))
-            key = head, content, session.context, subject
-            known = known_.get(key)
-            if known is None:
-                known = self._learn(session, batch, row, content, subject)
-                if len(known_) >= MAX_KNOWN:
-                    known_.clear()
-                known_[key] = known
+            content = text[at : at + used[row]]
+            if plain and method in statements and not parts:
+                like = plain, statement_of(content), session.context
+                known = alike.get(like)
+                if known is None:
+                    known = self._learn(session, batch, row, content, None)
+                    _remember(alike, like, known)
+            else:
+                whole: object = content
+                if parts:
+                    whole = self._whole(session, batch, row, parts)
+                subject = None
+                if method in methods:
+                    string = partial(batch.string, row)
+                    subject = self.subject(session, stream_id, arguments, string)
+                key = head, whole, session.context, subject
+                known = known_.get(key)
+                if known is None:
+                    known = self._learn(session, batch, row, whole, subject)
+                    _remember(known_, key, known)
             if known.change is not None:
                 session.apply(known.change, stream_id)
             if known.shape >= 0:
@@ -339,7 +352,7 @@ class DatabaseDecoder:
 
     def _other(self, batch: Batch, row: int, kind: int) -> None:
         """Take a record that is no exchange."""
-        _, conn, ports, old, *_, number = batch.columns[row]
+        _, conn, ports, old, *_, number, _ = batch.columns[row]
         if kind == _CLOSED:
             # Either side's: a socket has only one, but which it was may not be known any more.
             self._sessions.pop(conn, None)
@@ -404,6 +417,13 @@ def _counts(counts: Column, zero: list[bool]) -> NDArray[np.int64]:
     numbers: NDArray[np.int64] = np.minimum(counts, np.uint64((1 << 63) - 1)).astype(np.int64)
     numbers[(numbers == 0) & ~np.array(zero, dtype=np.bool_)] = -1
     return numbers
+
+
+def _remember(known: dict[_Key, _Known], key: _Key, what: _Known) -> None:
+    """Remember what a record means; if there is too much, forget all else."""
+    if len(known) >= MAX_KNOWN:
+        known.clear()
+    known[key] = what
 
 
 def _keep(kept: dict[_Key, Query], key: _Key, query: Query) -> None:

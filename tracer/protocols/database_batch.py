@@ -7,8 +7,9 @@ for all rows at once.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from tracer.columns import U64, Column, absorb
+from tracer.columns import U64, Column, absorb, nonzero
 from tracer.flow import Database, Flag, Role
 from tracer.protocols.base import Records
 from tracer.protocols.database_shape import Ends
@@ -27,7 +28,8 @@ class Batch:
 
     columns: kind; connection and side; ports; whether older than the tracer; a hash of the
     process and all that tells what a record means but its text, its session and stream_id;
-    method; stream_id; arguments, at most MAX_ARGUMENTS; number of parts.
+    method; stream_id; arguments, at most MAX_ARGUMENTS; number of parts; where `text` is
+    nothing but the whole of a query, the same hash without the places of strings, else 0.
     ends: a hash of the process and all that `end` returns.
     """
 
@@ -36,7 +38,8 @@ class Batch:
         text = records["text"]
         self.width = text.shape[1]
         self.text = text.tobytes()
-        self.used: list[int] = np.minimum(records["text_len"], self.width).tolist()
+        used = np.minimum(records["text_len"], self.width)
+        self.used: list[int] = used.tolist()
         self._places: dict[int, tuple[list[int], list[int]]] = {}
         server = records["role"] == _SERVER
         ends = _absorb(process, _packed(records, ("role", "end"), ("family",)))
@@ -49,6 +52,8 @@ class Batch:
         arguments = np.minimum(records["request_messages"], MAX_ARGUMENTS).astype(np.uint64)
         head = _absorb(head, arguments | records["truncated"].astype(np.uint64) << np.uint64(16))
         fields = np.ascontiguousarray(records["fields"])
+        plain = nonzero(head)
+        plain[~_only_query(fields, used) | (records["truncated"] != 0)] = 0
         for word in fields.view("<u8").reshape(len(records), -1).T:
             head = absorb(head, word)
         old = ((records["flags"] & _OLD) != 0).tolist()
@@ -65,6 +70,7 @@ class Batch:
                 records["stream_id"].tolist(),
                 arguments.tolist(),
                 records["version"].tolist(),
+                plain.tolist(),
                 strict=True,
             )
         )
@@ -101,6 +107,15 @@ class Batch:
             remote_address=record["remote_addr"].tobytes(),
             server_port=int(record["local_port" if server else "remote_port"]),
         )
+
+
+def _only_query(fields: Column, used: Column) -> NDArray[np.bool_]:
+    """Whether there is a query and nothing else, (n,). fields: (n, slots); used: bytes, (n,)."""
+    length = fields["len"]
+    only: NDArray[np.bool_] = (length[:, Database.QUERY] == used) & (used > 0)
+    only &= fields["off"][:, Database.QUERY] == 0
+    others = np.delete(length, Database.QUERY, axis=1)
+    return only & ~others.any(axis=1)
 
 
 def _packed(records: Records, small: tuple[str, ...], large: tuple[str, ...]) -> U64:

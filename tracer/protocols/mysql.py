@@ -92,6 +92,7 @@ class MySql(DatabaseDecoder):
     context = ("mysql", "")
     old_context = ("mysql", "")
     methods = _EXECUTES | (frozenset(_PREFIXES) - {int(Command.STMT_PREPARE)})
+    statements = frozenset({int(Command.QUERY), int(Command.STMT_PREPARE)})
 
     def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
         """Return the statement that stream_id is the number of."""

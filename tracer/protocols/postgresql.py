@@ -62,6 +62,7 @@ class PostgreSql(DatabaseDecoder):
     context = ("postgresql", "")
     old_context = ("postgresql", "")
     methods = frozenset({PARSE, BIND, EXECUTE})
+    statements = frozenset({QUERY})
 
     def subject(self, session: Session, stream_id: int, arguments: int, string: String) -> object:
         """Return the statement of the name that was bound, or of the portal bound before."""

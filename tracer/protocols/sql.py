@@ -116,29 +116,45 @@ def _postgresql(single: str, escaped: str = _ESCAPED_STRING) -> re.Pattern[str]:
     )
 
 
-def _quick(strings: str, cut: str) -> re.Pattern[str]:
+def _quick(firsts: str, rest: str) -> re.Pattern[str]:
+    """Compile a pattern that begins with one set of characters: those are searched for quickly.
+
+    rest: what may follow, alternatives told apart by looking back at the first character.
+    """
     return re.compile(
         rf"""
-        {strings} | (?:\.\d|(?<![\w$])\d) (?: [eE][+-]\d | [\w.$] )*+
-        | {cut} (?s:.*)""",
+        [{firsts}.\d'"] (?:
+            {rest}
+            | (?: (?<=\.)\d | (?<=\d)(?<![\w$].) ) (?: [eE][+-]\d | [\w.$] )*+
+        )""",
         re.VERBOSE,
     )
 
 
-# Strings, numbers and quoted names, right for texts without any of the marks.
+# Strings, numbers and quoted names, right for texts without any of the marks. What has no end
+# goes on to the end.
+_SINGLE, _NO_END = r"(?:[^']++|'')*+'", r"(?s:.*)"
 _QUICK: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str]]] = {
     "mysql": (
-        re.compile(r"[\\#]|--|/\*|\ufffd`"),
+        re.compile(r"[-\\#/\ufffd](?:(?<=[\\#])|(?<=-)-|(?<=/)\*|(?<=\ufffd)`)"),
         _quick(
-            r"""(?:(?<![\w$])[xXbBnN])?'(?:[^']++|'')*+' | "(?:[^"]++|"")*+" | `(?:[^`]++|``)++`""",
-            r"""(?: (?<![\w$])[xXbBnN] )? ['"`]""",
+            "xXbBnN`",
+            rf"""
+            (?<=') (?: {_SINGLE} | {_NO_END} )
+            | (?<=") (?: (?:[^"]++|"")*+" | {_NO_END} )
+            | (?<=`) (?: (?:[^`]++|``)++` | {_NO_END} )
+            | (?<=[xXbBnN])(?<![\w$].) (?: '{_SINGLE} | ['"`]{_NO_END} )""",
         ),
     ),
     "postgresql": (
-        re.compile(r"[\\$]|--|/\*"),
+        re.compile(r"[-\\$/](?:(?<=[\\$])|(?<=-)-|(?<=/)\*)"),
         _quick(
-            r"""(?:(?<![\w$])(?:[eExXbBnN]|[uU]&))?'(?:[^']++|'')*+' | "(?:[^"]++|"")++\"""",
-            r"""(?: (?<![\w$])(?:[eExXbBnN](?=['"])|[uU]&) )? ['"]""",
+            "eExXbBnNuU",
+            rf"""
+            (?<=') (?: {_SINGLE} | {_NO_END} )
+            | (?<=") (?: (?:[^"]++|"")++" | {_NO_END} )
+            | (?<=[eExXbBnN])(?<![\w$].) (?: '{_SINGLE} | ['"]{_NO_END} )
+            | (?<=[uU])(?<![\w$].) & (?: '{_SINGLE} | ['"]{_NO_END} )""",
         ),
     ),
 }
