@@ -100,8 +100,9 @@ class Reassembler:
                 handovers = np.stack((handed["conn_id"], handed["parent"]), axis=1)
             known = (kind >= _EXCHANGE) & (kind <= _LAST_KIND)
             self._losses["unknown_record"] += int(np.count_nonzero(~known))
-            flows = np.flatnonzero(known & (kind != _EXEC) & (kind != _HANDOVER))
-            records, process = records[flows], process[flows]
+            flows = known & (kind != _EXEC) & (kind != _HANDOVER)
+            if not flows.all():
+                records, process = records[flows], process[flows]
         images = self._shapes.images(process)
         if images is not None:
             later = absorb(process, images.astype(np.uint64))

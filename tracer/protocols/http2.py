@@ -58,15 +58,12 @@ _T = TypeVar("_T")
 
 
 class _Stream:
-    """An open stream's blocks."""
+    """An open stream's blocks. What is the class's until it is set makes it cheap to begin."""
 
-    __slots__ = ("ended", "request", "response", "trailers")
-
-    def __init__(self) -> None:
-        self.request: Request | None = None
-        self.response: Response | None = None
-        self.trailers: Response | None = None
-        self.ended = 0  # 1: a block ended the response
+    request: Request | None = None
+    response: Response | None = None
+    trailers: Response | None = None
+    ended = 0  # 1: a block ended the response
 
 
 _NO_STREAM = _Stream()
@@ -75,31 +72,31 @@ _NO_STREAM = _Stream()
 class _Direction(Generic[_T]):
     """One direction of a connection: its HPACK state, and the block that is coming in parts."""
 
-    __slots__ = ("_hpack", "_parts", "_size", "block", "state")
+    __slots__ = ("_hpack", "_parts", "block", "size", "state")
 
     def __init__(self, hpack: Hpack[_T], known: bool) -> None:
         self._hpack = hpack
         self.state = hpack.begin(known)
         self.block = b""  # the last whole one
         self._parts: list[bytes] = []
-        self._size = 0
+        self.size = 0  # of the parts so far
 
     def take(self, flags: int, block: bytes) -> _T | None:
         """Take a block, or a part of one; return what is made of a whole one."""
-        if flags & _PARTLY or self._size:
+        if flags & _PARTLY or self.size:
             if flags & _BROKEN:
                 self._parts.clear()
-                self._size = 0
+                self.size = 0
                 self._lose()
-            self._size += len(block)
-            if self._size <= MAX_BLOCK_BYTES:
+            self.size += len(block)
+            if self.size <= MAX_BLOCK_BYTES:
                 self._parts.append(block)
             if flags & _MORE:
                 return None
-            whole = self._size <= MAX_BLOCK_BYTES
+            whole = self.size <= MAX_BLOCK_BYTES
             block = b"".join(self._parts)
             self._parts.clear()
-            self._size = 0
+            self.size = 0
             if not whole:
                 self._lose()
                 return self._hpack.unreadable
@@ -159,9 +156,11 @@ class Http2:
             self._generation = self._shapes.generation
             self._known.clear()
         key = records["conn_id"] << np.uint64(2) | records["role"]
-        text, width = records["text"].tobytes(), records["text"].shape[1]
         fields = records["fields"][:, Block.BLOCK]
-        used = np.minimum(records["text_len"], width)
+        used = np.minimum(records["text_len"], records["text"].shape[1])
+        # Blocks are mostly much shorter than what there is room for.
+        width = int(used.max(initial=0))
+        text = records["text"][:, :width].tobytes()
         off = np.minimum(fields["off"], used)
         end = off + np.minimum(fields["len"], used - off)
         base = np.arange(len(records)) * width
@@ -187,12 +186,21 @@ class Http2:
                 # A stream that ends before it began: its blocks are lost.
                 connection = self._begin(number, kind != _BLOCK or flags & _OLD != 0)
             if kind == _BLOCK:
+                block = text[begin:stop]
+                # Written out, for a call more is a tenth of what a block costs.
                 if flags & _RESPONSE:
-                    response = connection.responses.take(flags, text[begin:stop])
+                    responses = connection.responses
+                    response: Response | None
+                    if flags & _PARTLY or responses.size:
+                        response = responses.take(flags, block)
+                    elif (met := responses.state.memo.get(block)) is not None:
+                        response, responses.state = met
+                    else:
+                        response = responses.take(flags, block)
                     if response is not None and not flags & _PROMISE:
                         self._answer(connection, stream_id, flags, response)
                 else:
-                    request = connection.requests.take(flags, text[begin:stop])
+                    request = connection.requests.take(flags, block)
                     if request is not None and not self._ask(connection, stream_id, request):
                         block = connection.requests.block
                         self._forgotten += self._drop(number)
@@ -284,7 +292,7 @@ class Http2:
             stream = self._open(connection, stream_id)
         if flags & _END_STREAM:
             stream.ended = 1
-        status = response.answered.status
+        status = response.status
         if stream.response is not None and not status:
             stream.trailers = response
         elif not 100 <= status < 200 or flags & _END_STREAM:

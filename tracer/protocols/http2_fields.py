@@ -113,11 +113,15 @@ class Request:
         self.timeout_ns = timeout_ns  # of a gRPC call; 0: none
 
 
-class Response(NamedTuple):
+class Response:
     """A response's header or trailer block."""
 
-    number: int
-    answered: Answered
+    __slots__ = ("answered", "number", "status")
+
+    def __init__(self, number: int, answered: Answered) -> None:
+        self.number = number
+        self.answered = answered
+        self.status = answered.status
 
 
 class Fields:
