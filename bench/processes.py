@@ -53,8 +53,7 @@ def page_faults(pid: int) -> int:
 class Memory:
     """Resident memory of a process in bytes: now and at most (VmRSS, VmHWM).
 
-    bpf: of resident, pages of BPF maps that it has mapped; those of a ring's data are mapped
-    twice, one after the other, and count twice here as in VmRSS.
+    bpf: of resident, pages of BPF maps that it has mapped.
     """
 
     resident: int

@@ -155,8 +155,7 @@ def _tracer(results: Results) -> str:
     ]
     return paragraphs(
         "## The tracer under that load",
-        "Of resident memory, the ring's pages are BPF map memory too, and count twice in it, since "
-        "they are mapped twice, one after the other.",
+        "Of resident memory, the ring's pages are BPF map memory too.",
         table(("", "per traced round"), rows),
     )
 

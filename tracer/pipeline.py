@@ -185,10 +185,10 @@ class Pipeline:
         while total < MANY_RECORDS * 16:
             view = self._ring.read(READ_RECORDS)
             count = len(view)
+            records = view.copy()
+            self._ring.release()  # also where all that was read had been discarded
             if not count:
                 break
-            records = view.copy()
-            self._ring.release()
             if not self._buffer.put(records, records.nbytes):
                 self.reader_full += count
             total += count

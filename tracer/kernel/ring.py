@@ -1,10 +1,11 @@
 """A BPF ring buffer, read in place as an array of fixed-size records.
 
 The map's fd maps to one page with the consumer's position (ours to write), one
-with the producer's, then the data twice in a row, so that a record that wraps
-still lies in one piece. Each record has an 8-byte header: length, bit 31 while the
-program still fills it in, bit 30 where the program discarded it, and a page offset
-that is the kernel's own. Positions count bytes for ever; both are multiples of 8.
+with the producer's, then the data twice in a row. It is mapped once, for each mapping
+counts as resident memory: a record that wraps is read by itself, as a copy. Each record
+has an 8-byte header: length, bit 31 while the program still fills it in, bit 30 where the
+program discarded it, and a page offset that is the kernel's own. Positions count bytes
+for ever; both are multiples of 8.
 
 All records here have one size, so a batch is one numpy view with a fixed stride,
 header and all: no copy, no loop, save where discarded records lie between others.
@@ -56,7 +57,7 @@ class Ring:
         page = mmap.PAGESIZE
         try:
             consumer = mmap.mmap(self._fd, page)
-            data = mmap.mmap(self._fd, page + 2 * map_bytes, prot=mmap.PROT_READ, offset=page)
+            data = mmap.mmap(self._fd, page + map_bytes, prot=mmap.PROT_READ, offset=page)
         except (OSError, ValueError) as error:
             os.close(self._fd)
             raise KernelError(
@@ -104,8 +105,9 @@ class Ring:
 
         Shape (n,), n >= 0, read-only, in the order of reservation. A view of the ring
         itself, good until release(); a copy only where some were discarded. Ends
-        before a record that is still being written. Read again before release() and
-        the same records come back, newer ones after them.
+        before a record that is still being written, and before and after the one that
+        wraps: none is left when n is 0. Read again before release() and the same records
+        come back, newer ones after them.
         Raises LayoutError where a record has another size than the dtype.
         """
         if self._data is None:
@@ -117,6 +119,8 @@ class Ring:
         self._fence()  # the kernel's store to the position comes after those to the headers
         start = self._position % self.bytes
         stride = (self.stride,)
+        whole = (self.bytes - start) // self.stride
+        count = min(count, max(1, whole))
         heads = np.ndarray((count,), np.uint32, self._data, start, stride).copy()
         busy = heads >= BUSY
         if busy.any():
@@ -131,10 +135,18 @@ class Ring:
         keep = heads < DISCARDED
         self._taken = count * self.stride
         self._passed = count - int(np.count_nonzero(keep))
+        data, start = (self._data, start) if whole else (self._wrapped(start), 0)
         records: Records = np.ndarray(
-            (count,), self.record_dtype, self._data, start + HEADER_BYTES, stride
+            (count,), self.record_dtype, data, start + HEADER_BYTES, stride
         )
         return records[keep] if self._passed else records
+
+    def _wrapped(self, start: int) -> np.ndarray[tuple[int], np.dtype[np.uint8]]:
+        """Return a copy of the record that begins at `start` and goes on at 0, header first."""
+        assert self._data is not None
+        data = np.concatenate((self._data[start:], self._data[: start + self.stride - self.bytes]))
+        data.flags.writeable = False
+        return data
 
     def release(self) -> None:
         """Give the records last read back to the kernel; their view is void from here on."""

@@ -19,7 +19,7 @@ from tracer.columns import I32, U64, Rows
 ABSENT, HELD, OUT = 0, 1, 2
 
 # Nodes. Those whose spans are out make room, the oldest first, when there are too many.
-CAPACITY = 1 << 18
+CAPACITY = 1 << 16
 
 _COLUMNS = (
     ("token", np.uint64),
@@ -28,9 +28,9 @@ _COLUMNS = (
     ("trace_low", np.uint64),
     ("remote", np.uint64),  # parent that the request itself names; 0: none
     ("start_ns", np.uint64),
-    ("deadline", np.int64),
     ("near", np.uint16),  # that of Links, as long as it may be waited for longer
-    ("when", np.int64),  # it was made, or its span went out
+    # When it was made or its span went out; HELD: until when its parent is waited for.
+    ("when", np.int64),
     ("parent", np.int32),  # -1: none
     ("top", np.int32),
     ("claim", np.int32),
@@ -51,7 +51,6 @@ class Nodes:
     trace_low: U64
     remote: U64
     start_ns: U64
-    deadline: NDArray[np.int64]
     near: NDArray[np.uint16]
     when: NDArray[np.int64]
     parent: I32
@@ -74,10 +73,10 @@ class Nodes:
             if self.used:
                 column[: self.used] = getattr(self, name)[: self.used]
             setattr(self, name, column)
-        # Sparse, since each further step of a walk costs as much as the first for few tokens.
+        # Of nodes plus one, 0 for none. Sparse, since each further step of a walk costs as
+        # much as the first for few tokens.
         cells = 1 << (4 * capacity - 1).bit_length()
-        self._keys: U64 = np.zeros(cells, dtype=np.uint64)
-        self._values: I32 = np.zeros(cells, dtype=np.int32)
+        self._cells: I32 = np.zeros(cells, dtype=np.int32)
         self._mask = np.uint64(cells - 1)
 
     def fresh(self, count: int, now_ns: int) -> I32:
@@ -102,45 +101,47 @@ class Nodes:
 
     def intern(self, tokens: U64, now_ns: int) -> I32:
         """Return the nodes of tokens, new ones for the unknown; (n,). No token is 0."""
-        nodes = self._walk(tokens, self.fresh(len(tokens), now_ns))
-        self.token[nodes] = tokens
-        return nodes
+        fresh = self.fresh(len(tokens), now_ns)
+        self.token[fresh] = tokens
+        return self._walk(tokens, fresh)
 
     def _walk(self, tokens: U64, fresh: I32 | None) -> I32:
-        """Look tokens up; of the unknown, make those of `fresh` with the same places."""
-        keys, values = self._keys, self._values
+        """Look tokens up; of the unknown, take those of `fresh` with the same places.
+
+        fresh: nodes that have these tokens; those of known ones are left to themselves.
+        """
         cells = (tokens & self._mask).view(np.int64)
-        held = keys.take(cells)
-        if fresh is not None:
-            self._claim(cells, held, tokens, fresh)
-        hit = held == tokens
-        found = np.where(hit, values.take(cells), np.int32(-1))
-        rows = np.flatnonzero(~hit if fresh is not None else ~hit & (held != 0))
+        found = self._held(cells, fresh)
+        # -1 is some other node's: the last.
+        hit = (self.token.take(found) == tokens) & (found >= 0)
+        if hit.all():
+            return found
+        rows = np.flatnonzero(~hit & (found >= 0))
+        if fresh is None:
+            found[~hit] = -1
         tokens, cells = tokens.take(rows), cells.take(rows)
         while len(rows):
             cells = (cells + 1) & int(self._mask)
-            held = keys.take(cells)
-            if fresh is not None:
-                self._claim(cells, held, tokens, fresh.take(rows))
-            hit = held == tokens
+            held = self._held(cells, None if fresh is None else fresh.take(rows))
+            hit = (self.token.take(held) == tokens) & (held >= 0)
             at = np.flatnonzero(hit)
-            found[rows.take(at)] = values.take(cells.take(at))
-            left = np.flatnonzero(~hit if fresh is not None else ~hit & (held != 0))
+            found[rows.take(at)] = held.take(at)
+            left = np.flatnonzero(~hit & (held >= 0))
             rows, tokens, cells = rows.take(left), tokens.take(left), cells.take(left)
         return found
 
-    def _claim(self, cells: Rows, held: U64, tokens: U64, fresh: I32) -> None:
-        """Put tokens into those of their cells that are empty; `held` says what is there."""
-        free = np.flatnonzero(held == 0)
-        if not len(free):
-            return
-        wanted, mine = cells.take(free), tokens.take(free)
-        # Of several that want one cell the last wins, and the others walk on.
-        self._keys[wanted] = mine
-        now = self._keys.take(wanted)
-        held[free] = now
-        won = np.flatnonzero(now == mine)
-        self._values[wanted.take(won)] = fresh.take(free.take(won))
+    def _held(self, cells: Rows, fresh: I32 | None) -> I32:
+        """Return the nodes that cells hold, -1 for none; with `fresh`, those move in there."""
+        held = self._cells.take(cells)
+        if fresh is not None:
+            free = np.flatnonzero(held == 0)
+            if len(free):
+                wanted = cells.take(free)
+                # Of several that want one cell the last wins, and the others walk on.
+                self._cells[wanted] = fresh.take(free) + np.int32(1)
+                held[free] = self._cells.take(wanted)
+        held -= np.int32(1)
+        return held
 
     def room(self, count: int, held: I32, horizon_ns: int) -> I32 | None:
         """Make room for `count` nodes more.
@@ -178,7 +179,7 @@ class Nodes:
         if self.used + count > self.capacity // 4 * 3:
             self._allocate(max(2 * self.capacity, 1 << (2 * (self.used + count)).bit_length()))
         else:
-            self._keys.fill(0)
+            self._cells.fill(0)
         named = np.flatnonzero(self.token[: self.used])
         self._walk(self.token[named], named.astype(np.int32))
         return names

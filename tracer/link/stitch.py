@@ -203,7 +203,7 @@ class Stitcher:
         store.remote[at] = remote.span
         store.start_ns[at] = links.start_ns
         waits = self._waits
-        store.deadline[at] = np.where(client, now_ns + waits.link_ns, now_ns + waits.edge_ns)
+        store.when[at] = np.where(client, now_ns + waits.link_ns, now_ns + waits.edge_ns)
         near = np.where(client, np.uint16(0), links.near)
         self._met[links.near[client]] = True
         new = near[self._since.take(near) < 0]
@@ -329,7 +329,7 @@ class Stitcher:
         store = self._nodes
         waiting = held
         if not everything:
-            waiting = held.take(np.flatnonzero(store.deadline.take(held) <= now_ns))
+            waiting = held.take(np.flatnonzero(store.when.take(held) <= now_ns))
         parent = store.parent[waiting]
         late = waiting[(parent >= 0) & (store.state[parent] == ABSENT)]
         if not everything and len(late):
@@ -342,7 +342,7 @@ class Stitcher:
         near, wait = store.near[nodes], self._waits.near_ns
         likely: NDArray[np.bool_] = self._met[near] | (now_ns < self._since[near] + wait)
         likely &= near != 0
-        store.deadline[nodes[likely]] += wait - self._waits.edge_ns
+        store.when[nodes[likely]] += wait - self._waits.edge_ns
         store.near[nodes] = 0
         return likely
 
