@@ -53,6 +53,9 @@ def report(error: WirespanError) -> None:
 def _dispatch(options: Options) -> int:
     match options:
         case RunOptions():
+            from tracer.kernel import memory
+
+            memory.keep_small()
             from tracer import agent
 
             return agent.run(options)

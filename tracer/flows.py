@@ -31,6 +31,7 @@ from tracer.protocols.http2 import Http2
 from tracer.protocols.mysql import MySql
 from tracer.protocols.postgresql import PostgreSql
 from tracer.protocols.redis import Redis
+from tracer.records import take
 from tracer.spans import EVIDENCE, Links, Remote, SpanBatch, Text
 
 NewDecoder = Callable[[Shapes, Routes, Settings], Decoder]
@@ -95,14 +96,14 @@ class Reassembler:
         kind = records["kind"]
         if (kind != _EXCHANGE).any():
             self._take_execs(records, process)
-            handed = records[kind == _HANDOVER]
+            handed = take(records, kind == _HANDOVER)
             if len(handed):
                 handovers = np.stack((handed["conn_id"], handed["parent"]), axis=1)
             known = (kind >= _EXCHANGE) & (kind <= _LAST_KIND)
             self._losses["unknown_record"] += int(np.count_nonzero(~known))
             flows = known & (kind != _EXEC) & (kind != _HANDOVER)
             if not flows.all():
-                records, process = records[flows], process[flows]
+                records, process = take(records, flows), process[flows]
         images = self._shapes.images(process)
         if images is not None:
             later = absorb(process, images.astype(np.uint64))
@@ -111,10 +112,10 @@ class Reassembler:
         if len(parts) == 1:
             rows, columns = parts[0]
             if len(rows) < len(records):
-                records, process = records[rows], process[rows]
+                records, process = take(records, rows), process[rows]
             return self._batch(records, process, columns, unix_offset_ns, handovers)
         rows, columns = _merge(parts, len(records))
-        return self._batch(records[rows], process[rows], columns, unix_offset_ns, handovers)
+        return self._batch(take(records, rows), process[rows], columns, unix_offset_ns, handovers)
 
     def _processes(self, records: Records) -> U64:
         """Return a hash of each record's process, (n,)."""
@@ -142,7 +143,7 @@ class Reassembler:
             if len(rows) == len(records):
                 columns = decoder.columns(records, process)
             else:
-                columns = decoder.columns(records[rows], process[rows])
+                columns = decoder.columns(take(records, rows), process[rows])
             parts.append((rows if columns.rows is None else rows[columns.rows], columns))
         self._losses["unknown_record"] += len(records) - taken
         return parts

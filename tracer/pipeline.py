@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.queues import BoundedQueue
+from tracer.records import copy_used, join
 from tracer.sinks import Sink
 from tracer.spans import KIND_CLIENT, KIND_SERVER, Shape, SpanBatch
 
@@ -185,7 +186,7 @@ class Pipeline:
         while total < MANY_RECORDS * 16:
             view = self._ring.read(READ_RECORDS)
             count = len(view)
-            records = view.copy()
+            records = copy_used(view)
             self._ring.release()  # also where all that was read had been discarded
             if not count:
                 break
@@ -203,7 +204,7 @@ class Pipeline:
             if not chunks:
                 self._try(self._stitched_late, 0)
                 continue
-            records = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+            records = join(chunks)
             size = records.itemsize * BATCH_RECORDS
             self._try(partial(self._make, records), len(records))
         self._try(partial(self._stitched_late, all=True), 0)

@@ -32,6 +32,7 @@ from tracer.protocols.grpc_shape import REQUEST_MESSAGES, RESPONSE_MESSAGES, Cal
 from tracer.protocols.hpack_state import Hpack
 from tracer.protocols.http1 import target_keys
 from tracer.protocols.http2_fields import Answered, Asked, Fields, Request, Response
+from tracer.records import take
 from tracer.spans import Text
 
 # Open streams remembered of a connection (more than any server allows by default) and of all
@@ -216,7 +217,7 @@ class Http2:
                     rows.append(row)
                     ended.append((connection, stream or _NO_STREAM))
         at = np.array(rows, dtype=np.intp)
-        exchanges = records[at]
+        exchanges = take(records, at)
         requests = [stream.request for _, stream in ended]
         return Columns(
             self._shape_rows(exchanges, process[at], ended),
