@@ -42,7 +42,8 @@ def section(compared: Comparison, plot: str) -> str:
         table(("", *OTHERS), list(_added(compared))),
         *picture,
         "### At their most",
-        "A way that loses spans has less than a whole number of them a request.",
+        "Spans are those that have come to the receiver: less than a whole number of them a "
+        f"request, and some are lost. Losses that the tracer counted: {_losses(compared)}.",
         table(
             (
                 *("", "application, CPU us", "whole path, CPU us", "whole path / none"),
@@ -131,6 +132,15 @@ def _cheaper(compared: Comparison) -> str:
                 ratios.append(f"{ratio:.1f} times with {service}")
         said.append(f"{way} adds {', '.join(ratios)}")
     return f"Of what {WIRESPAN} adds, {'; '.join(said)}."
+
+
+def _losses(compared: Comparison) -> str:
+    found = [
+        f"{name} {number:,} with {turn.service}"
+        for turn in compared.turns
+        for name, number in turn.losses.items()
+    ]
+    return ", ".join(found) or "none"
 
 
 def _rows(compared: Comparison, services: tuple[str, ...]) -> Iterator[tuple[str, list[Turn]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,10 +10,9 @@ from pathlib import Path
 
 from bench import empty
 from bench.compare import parts
-from bench.compare.load import Load, Target
+from bench.compare.load import Answered, Load, Target
 from bench.compare.services import (
     EMPTY,
-    EXPORT,
     NONE,
     OTEL,
     WAYS,
@@ -22,7 +22,6 @@ from bench.compare.services import (
 )
 from bench.figures import percentile
 from bench.processes import Memory, cpu_ns, tree
-from bench.rounds import SETTLE_S
 from bench.sink import Sink
 from bench.traced import Tracer
 
@@ -31,8 +30,8 @@ Say = Callable[[str], None]
 # Of a load that does not count.
 WARM_S = 0.5
 MIXED = "all at once"
-# After a load: spans are kept for half a second.
-QUIET_S, FEW_BYTES = 0.8, 20_000
+# After a load: how often is looked whether all spans have come, and for how long without any.
+LOOK_S, LATE_S = 0.1, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +68,7 @@ class Turn:
     """One service in one way, once. most: None where there is only a fixed rate.
 
     app_bytes, added_bytes: resident memory after both loads, with that of BPF maps.
+    losses: what the tracer counted as lost, of the whole host, by name.
     """
 
     service: str
@@ -77,6 +77,7 @@ class Turn:
     rate: Sample
     app_bytes: int
     added_bytes: int
+    losses: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +152,14 @@ class _Bench:
         rate = self._sample(self.seconds, paced=True)
         app = sum(Memory.of(pid).resident for pid in self._app())
         added = sum(Memory.of(pid).resident for pid in self._sidecars())
+        losses: dict[str, int] = {}
         if self.tracer:
             # Pages of maps that it has mapped are counted with the maps, and once.
-            memory = self.tracer.memory()
-            added += memory.resident - memory.bpf + self.tracer.status().map_bytes
+            memory, status = self.tracer.memory(), self.tracer.status()
+            added += memory.resident - memory.bpf + status.map_bytes
+            losses = {name: number for name, number in status.losses.items() if number}
         name = self.services[0].name if alone else MIXED
-        return Turn(name, self.way, most, rate, app, added)
+        return Turn(name, self.way, most, rate, app, added, losses)
 
     def _app(self) -> list[int]:
         roots = (pid for service in self.services for pid in service.places[self.way].app)
@@ -175,11 +178,9 @@ class _Bench:
         added = [*self._sidecars(), *([self.tracer.pid] if self.tracer else [])]
         app_ns, added_ns, load_ns = _cpu(app), _cpu(added), cpu_ns(self.load.pid)
         answered = self.load.ask(seconds, targets)
-        if self.way in EXPORT:
-            self.sink.settle(QUIET_S, FEW_BYTES, SETTLE_S)
+        spans = self._spans(answered)
         app_ns, added_ns = _cpu(app) - app_ns, _cpu(added) - added_ns
         load_ns = cpu_ns(self.load.pid) - load_ns
-        spans = self.sink.collect(*(target.port for target in targets))
         late = {
             service.name: [ns / 1000 for ns in each.latency_ns]
             for service, each in zip(self.services, answered, strict=True)
@@ -190,10 +191,24 @@ class _Bench:
             app_ns,
             added_ns,
             load_ns,
-            # Only ours name the port in the same way everywhere.
-            spans.server + spans.client if self.tracer else spans.total,
+            spans,
             {n: (percentile(us, 50), percentile(us, 99)) for n, us in late.items() if us},
         )
+
+    def _spans(self, answered: Sequence[Answered]) -> int:
+        """Count the spans that have come, until they are as many as there must be or no more do."""
+        places = [service.places[self.way] for service in self.services]
+        expected = sum(
+            each.requests * place.spans for each, place in zip(answered, places, strict=True)
+        )
+        found, last = 0, time.monotonic()
+        while found < expected and time.monotonic() - last < LATE_S:
+            time.sleep(LOOK_S)
+            got = self.sink.collect(*(place.port for place in places))
+            # The tracer's are those of the whole host, and only they all name the server's port.
+            if more := got.server + got.client if self.tracer else got.total:
+                found, last = found + more, time.monotonic()
+        return found
 
 
 def _cpu(pids: Sequence[int]) -> int:

@@ -13,7 +13,7 @@ import pytest
 from bench import markdown
 from bench.compare import page, parts
 from bench.compare.load import Load, Target
-from bench.compare.rounds import MIXED, QUIET_S, Comparison, Sample, Turn, adds_bytes, adds_us
+from bench.compare.rounds import LATE_S, MIXED, Comparison, Sample, Turn, adds_bytes, adds_us
 from bench.compare.services import (
     EMPTY,
     ENVOY,
@@ -24,6 +24,7 @@ from bench.compare.services import (
     NGINX,
     NONE,
     OTEL,
+    OTEL_SPANS,
     WIRESPAN,
     Envoy,
     PythonService,
@@ -56,7 +57,8 @@ def comparison() -> Comparison:
                 one = sample(names, way, scale)
                 app = 70_000_000 if way == OTEL else 50_000_000
                 beside = 90_000_000 if way in (WIRESPAN, ENVOY) else 0
-                turns.append(Turn(name, way, None if name == MIXED else one, one, app, beside))
+                most, losses = None if name == MIXED else one, {"gap": 1} if way == WIRESPAN else {}
+                turns.append(Turn(name, way, most, one, app, beside, losses))
     return Comparison(turns, 2, rates, 12, {"flask": "3"})
 
 
@@ -75,6 +77,7 @@ def test_page_and_plot() -> None:
     assert "Rounds: 2;" in text and "12 eBPF programs" in text and "](plot.svg)" in text
     words = " ".join(text.split())
     assert "OTel SDK adds 2.0 times with Flask, 2.0 times with FastAPI; Envoy adds 4.0" in words
+    assert "gap 1 with nginx, gap 1 with Flask" in words
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
         for line in text.splitlines()
@@ -141,13 +144,16 @@ def test_every_request_has_its_spans(tmp_path: Path) -> None:
         PythonService(FASTAPI, python, sink.endpoint) as fastapi,
         Load(parts.load()) as load,
     ):
-        # FastAPI's instrumentation has spans of its own for the answer's two messages.
-        for port, spans in ((envoy.port, 1), (flask.port, 1), (fastapi.port, 3)):
+        for port, spans in (
+            (envoy.port, 1),
+            (flask.port, OTEL_SPANS[FLASK]),
+            (fastapi.port, OTEL_SPANS[FASTAPI]),
+        ):
             before = nginx.requests()
             (got,) = load.ask(0.5, [Target("http", port, 4, 100)])
             assert nginx.requests() - before - 1 == (got.requests if port == envoy.port else 0)
             total, end = 0, time.monotonic() + 30
             while total < got.requests * spans and time.monotonic() < end:
-                time.sleep(QUIET_S)
+                time.sleep(LATE_S)
                 total += sink.collect().total
             assert total == got.requests * spans
