@@ -25,7 +25,7 @@ BPF_CFLAGS := -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
 	-D__TARGET_ARCH_$(BPF_ARCH) -D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
 OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c)) \
 	tracer/objects/replay.so
-C_FILES = $(shell find ebpf tests -name '*.[ch]')
+C_FILES = $(shell find ebpf tests bench/faults -name '*.[ch]')
 
 # "[2/5] what is done now". The total is what `make -n` says would be done: a stamp that is
 # up to date is no step. Only a recipe's expansion counts, so the order does not matter.
@@ -78,9 +78,9 @@ fix: packages $(VENV)/.dev ## format, apply safe lint fixes, generate code again
 	@$(VENV)/bin/ruff check --quiet .
 
 .PHONY: fuzz
-fuzz: packages $(VENV)/.runtime ## libFuzzer on the parsers, 10 min each (FUZZ_SECONDS=600)
+fuzz: packages $(VENV)/.dev ## libFuzzer on the parsers, 10 min each (FUZZ_SECONDS=600 ARGS=http1)
 	$(call say,fuzz: each target $(FUZZ_SECONDS) s)
-	@FUZZ_SECONDS=$(FUZZ_SECONDS) scripts/fuzz.sh
+	@$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --write $(ARGS)
 
 .PHONY: insns
 insns: $(OBJECTS) ## instructions per eBPF program
@@ -93,6 +93,10 @@ truth: setup build ## how often spans are linked rightly (ARGS="'flask*' --concu
 .PHONY: bench
 bench: setup build ## what tracing costs here, beside none, the OTel SDK and Envoy
 	@$(VENV)/bin/python -m bench $(ARGS)
+
+.PHONY: faults
+faults: setup build ## do harm under load, count what is lost (ARGS="--short 'backend-*'")
+	@$(VENV)/bin/python -m bench.faults $(ARGS)
 
 .PHONY: jaeger
 jaeger: setup ## build the Jaeger of the end-to-end test, kept in build/cache
@@ -138,8 +142,8 @@ setup: packages $(VENV)/.dev go mounts
 
 # One apt run for all that the goals need.
 GROUPS := build \
-	$(if $(filter check% fix lock setup test% bench truth jaeger,$(MAKECMDGOALS)),check) \
-	$(if $(filter setup test% bench truth jaeger,$(MAKECMDGOALS)),test) \
+	$(if $(filter check% fix lock setup test% bench faults truth jaeger,$(MAKECMDGOALS)),check) \
+	$(if $(filter setup test% bench faults truth jaeger,$(MAKECMDGOALS)),test) \
 	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz)
 MISSING := $(shell scripts/packages.sh missing $(GROUPS))
 

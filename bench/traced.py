@@ -9,8 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,17 @@ class ProgramRuns:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What of `wirespan status --json` is used; see proto/wirespan/v1/control.proto."""
+    """What of `wirespan status --json` is used; see proto/wirespan/v1/control.proto.
+
+    exported: counts of the exporter, empty without one; last_error: of it.
+    """
 
     losses: Mapping[str, int]
     counts: Mapping[str, int]
     map_bytes: int
     programs: Mapping[str, ProgramRuns]
+    exported: Mapping[str, int] = field(default_factory=dict)
+    last_error: str = ""
 
     @classmethod
     def of(cls, reply: Mapping[str, Any]) -> Status:
@@ -48,29 +53,45 @@ class Status:
                 each["name"]: ProgramRuns(each["hook"], int(each["run_count"]), int(each["run_ns"]))
                 for each in reply["programs"]
             },
+            exported={
+                each["name"]: int(each["value"])
+                for each in reply.get("export", {}).get("counts", ())
+            },
+            last_error=reply.get("export", {}).get("last_error", ""),
         )
 
 
 class Tracer(Child):
     """The tracer of this whole host, attached when the constructor returns.
 
+    endpoint: where spans go by OTLP/gRPC, "" for nowhere; within: a command that runs the
+    command given behind it, in the same process; env: added to this process's environment.
     started_unix_ns: when it was started; ready_s: how long it took until it was attached.
     """
 
-    def __init__(self, endpoint: str, *arguments: str) -> None:
+    def __init__(
+        self,
+        endpoint: str,
+        *arguments: str,
+        within: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="wirespan-bench-")
         base = Path(self._directory.name)
-        ready, self._socket = base / "ready", base / "control.sock"
+        ready, self.socket = base / "ready", base / "control.sock"
         if not COMMAND.exists():
             raise BenchError("there is no wirespan command (make build)")
         self.started_unix_ns = time.time_ns()
         super().__init__(
             [
-                *(str(COMMAND), "run", "--output", "none", "--ready-file", str(ready)),
-                *("--otlp-endpoint", endpoint, "--otlp-protocol", "grpc"),
-                *("--control-socket", str(self._socket), *arguments),
+                *(*within, str(COMMAND), "run", "--output", "none", "--ready-file", str(ready)),
+                *(("--otlp-endpoint", endpoint, "--otlp-protocol", "grpc") if endpoint else ()),
+                *("--control-socket", str(self.socket), *arguments),
             ],
-            env={key: value for key, value in os.environ.items() if not key.startswith("OTEL_")},
+            env={
+                **{key: value for key, value in os.environ.items() if not key.startswith("OTEL_")},
+                **(env or {}),
+            },
         )
         try:
             self.wait_for(ready.exists, "it is attached", 60.0)
@@ -89,7 +110,7 @@ class Tracer(Child):
     def status(self) -> Status:
         """Ask it, by the command that users have."""
         done = subprocess.run(
-            [COMMAND, "status", "--json", "--control-socket", self._socket],
+            [COMMAND, "status", "--json", "--control-socket", self.socket],
             capture_output=True,
             text=True,
             timeout=60,

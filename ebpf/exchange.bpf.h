@@ -90,7 +90,7 @@ static __always_inline void emit_part(struct flow_record *r)
 	r->kind = FLOW_PART;
 	r->version++; /* how many parts there are: user space sees it if one is lost */
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
-		lose(FLOW_LOSS_RING_FULL);
+		lose(FLOW_LOSS_NOTE_FULL);
 	r->kind = FLOW_EXCHANGE;
 	part_begin(r);
 }
@@ -214,7 +214,7 @@ __noinline int emit_closed(struct conn *c)
 	r->kind = FLOW_CLOSED;
 	r->text_len = 0;
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
-		lose(FLOW_LOSS_RING_FULL);
+		lose(FLOW_LOSS_NOTE_FULL);
 	return 0;
 }
 

@@ -207,7 +207,8 @@ enum flow_loss {
 	FLOW_LOSS_INVALID = 7,	      /* a message that its protocol does not allow */
 	FLOW_LOSS_PENDING_FULL = 8,   /* a send awaiting its result found no room */
 	FLOW_LOSS_STREAMS_FULL = 9,   /* an HTTP/2 stream found no room: one span less */
-	FLOW_LOSSES = 10,
+	FLOW_LOSS_NOTE_FULL = 10, /* another record than an exchange found no room in the ring */
+	FLOW_LOSSES = 11,
 };
 
 /* Things worth counting that are no loss, in the map `counts`. */

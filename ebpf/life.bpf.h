@@ -213,7 +213,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 		r->text_len = len + n;
 	}
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
-		lose(FLOW_LOSS_RING_FULL);
+		lose(FLOW_LOSS_NOTE_FULL);
 	else
 		count(FLOW_COUNT_EXECS, 1);
 	return 0;

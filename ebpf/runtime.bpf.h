@@ -95,7 +95,7 @@ static __always_inline int hand_over(__u64 pid_tgid, struct wait_key *key)
 	thread->handed = wait->cause.id;
 	wait->cause.id = 0;
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
-		lose(FLOW_LOSS_RING_FULL);
+		lose(FLOW_LOSS_NOTE_FULL);
 	return 0;
 }
 

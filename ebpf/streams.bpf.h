@@ -140,7 +140,7 @@ __noinline int block_emit(struct conn *c, struct io *io, __u32 more)
 	r->stream_id = s->own[H2_STREAM];
 	r->flags = flags;
 	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags())) {
-		lose(FLOW_LOSS_RING_FULL);
+		lose(FLOW_LOSS_NOTE_FULL);
 		c->lost |= bit;
 	} else {
 		c->lost &= ~bit;

@@ -46,6 +46,11 @@ KERNEL: Mapping[str, Loss] = {
     "FLOW_LOSS_STREAMS_FULL": Loss(
         "streams_full", "an HTTP/2 stream found no room in the table of streams: one span less"
     ),
+    "FLOW_LOSS_NOTE_FULL": Loss(
+        "note_full",
+        "what else a span may need found no room in the ring buffer: further strings, HTTP/2 "
+        "header fields, a link, or the name of a new process",
+    ),
 }
 
 USER: Mapping[str, Loss] = {

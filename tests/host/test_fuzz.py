@@ -20,4 +20,4 @@ def test_short_pass() -> None:
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("Done") == 5, done.stdout
+    assert done.stdout.count("Done") == 7, done.stdout

@@ -23,7 +23,10 @@ _MAP_CREATE = 0
 _MAP_LOOKUP_ELEM = 1
 _MAP_UPDATE_ELEM = 2
 _PROG_LOAD = 5
+_PROG_GET_NEXT_ID = 11
+_MAP_GET_NEXT_ID = 12
 _OBJ_GET_INFO_BY_FD = 15
+_LINK_GET_NEXT_ID = 31
 _ENABLE_STATS = 32
 
 MAP_TYPE_ARRAY = 2
@@ -197,6 +200,24 @@ def own_fds(kind: str) -> Iterator[int]:
             continue
         if target == f"anon_inode:{kind}":
             yield int(entry)
+
+
+def ids(kind: str) -> set[int]:
+    """Return the ids of all programs, maps or links of this host, whoever loaded them.
+
+    kind: "prog", "map" or "link". Raises OSError (EPERM without CAP_SYS_ADMIN).
+    """
+    command = {"prog": _PROG_GET_NEXT_ID, "map": _MAP_GET_NEXT_ID, "link": _LINK_GET_NEXT_ID}[kind]
+    found: set[int] = set()
+    attributes = _packed("=III", 0, 0, 0)
+    while True:
+        try:
+            _bpf(command, attributes)
+        except FileNotFoundError:
+            return found
+        (last,) = struct.unpack_from("=I", attributes.raw, 4)
+        found.add(last)
+        struct.pack_into("=I", attributes, 0, last)
 
 
 def enable_stats() -> int:

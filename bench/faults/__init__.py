@@ -1,0 +1,1 @@
+"""Faults, each with load running and its ground truth counted: `make faults`."""

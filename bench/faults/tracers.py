@@ -1,0 +1,183 @@
+"""Faults of the tracer's own process: killed, stopped, starved, its clock stepped."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import time
+from pathlib import Path
+
+from bench.faults.load import Made
+from bench.faults.scene import Fault, Scene
+from bench.faults.seen import count
+from bench.processes import BenchError
+from tracer.kernel import sys as kernel
+
+GROUP = "the tracer itself"
+MIB = 2**20
+# What a tracer killed at once takes with it: what it had read and not yet sent.
+IN_HAND_NS = 1_500_000_000
+PINS = Path("/sys/fs/bpf")
+
+
+def _ids(pid: int) -> dict[str, set[int]]:
+    """Ids of the programs, maps and links that a process holds, by kind."""
+    found: dict[str, set[int]] = {"prog": set(), "map": set(), "link": set()}
+    for entry in Path(f"/proc/{pid}/fdinfo").iterdir():
+        for kind, number in re.findall(r"^(prog|map|link)_id:\s*(\d+)$", entry.read_text(), re.M):
+            found[kind].add(int(number))
+    return found
+
+
+def _left(held: dict[str, set[int]]) -> int:
+    return sum(len(ids & kernel.ids(kind)) for kind, ids in held.items())
+
+
+def killed(scene: Scene) -> None:
+    backend = scene.backend()
+    endpoint = f"http://127.0.0.1:{backend.port}"
+    pins = set(PINS.rglob("*"))
+    first = scene.tracer(endpoint)
+    load = scene.load()
+    scene.run_for(scene.seconds, load)
+    held = _ids(first.pid)
+    scene.figure("programs, maps and links held", sum(map(len, held.values())))
+    killed_ns = time.monotonic_ns()
+    first.stop(signal.SIGKILL)
+    end = time.monotonic() + 10
+    while _left(held) and time.monotonic() < end:
+        time.sleep(0.05)
+    scene.check("no program, map or link is left behind", _left(held) == 0, _left(held))
+    scene.check("no pin is left behind", set(PINS.rglob("*")) <= pins)
+    scene.run_for(1.0, load)
+    second = scene.tracer(endpoint)
+    ready_ns = time.monotonic_ns()
+    scene.run_for(scene.seconds, load)
+    made = load.end()
+    scene.settled(second)
+    scene.unharmed(made)
+    seen = scene.seen(backend, made)
+    times = made.requests
+    for label, wanted in (
+        ("before", times["end_ns"] < killed_ns - IN_HAND_NS),
+        ("after", times["start_ns"] > ready_ns),
+    ):
+        wrong = int((seen.server[wanted] != 1).sum() + (seen.client[wanted] != 1).sum())
+        enough = int(wanted.sum()) > 0
+        scene.check(
+            f"{label}: two spans for each request", enough and not wrong, f"{wrong} missing"
+        )
+    scene.check("no span twice", seen.doubled() == 0, seen.doubled())
+
+
+def stopped(scene: Scene) -> None:
+    backend = scene.backend()
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
+    load = scene.load(rate=4000)
+    scene.run_for(1.0, load)
+    before = tracer.memory()
+    os.kill(tracer.pid, signal.SIGSTOP)
+    try:
+        scene.run_for(scene.seconds, load)
+    finally:
+        os.kill(tracer.pid, signal.SIGCONT)
+    scene.run_for(2.0, load)
+    made = load.end()
+    status = scene.settled(tracer)
+    scene.unharmed(made)
+    scene.accounted(made, scene.seen(backend, made), status)
+    scene.check("the ring overflowed", status.losses["ring_full"] > 0)
+    grown = (tracer.memory().peak - before.peak) / MIB
+    scene.figure("memory grew by", f"{grown:.0f} MiB")
+    scene.check("memory grew by less than 64 MiB", grown < 64, f"{grown:.0f} MiB")
+
+
+def ring(scene: Scene) -> None:
+    backend = scene.backend()
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}", "--ring-size", "4096")
+    load = scene.load(rate=4000)
+    scene.run_for(scene.seconds, load)
+    made = load.end()
+    status = scene.settled(tracer)
+    scene.unharmed(made)
+    seen = scene.seen(backend, made)
+    scene.accounted(made, seen, status)
+    scene.figure("of all spans, kept", f"{100 * seen.spans / (2 * len(made)):.1f} %")
+    scene.check("some came through", seen.spans > 0)
+
+
+def descriptors(scene: Scene) -> None:
+    backend = scene.backend()
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
+    load = scene.load()
+    scene.run_for(1.0, load)
+    limits = resource.prlimit(tracer.pid, resource.RLIMIT_NOFILE)
+    used = len(os.listdir(f"/proc/{tracer.pid}/fd"))
+    resource.prlimit(tracer.pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
+    try:
+        # New processes, whose images the tracer would like to look at.
+        newcomers = scene.load(processes=8, per_connection=3, rate=100)
+        scene.run_for(scene.seconds, load, newcomers)
+        try:
+            tracer.status()
+        except BenchError as error:
+            scene.figure("`wirespan status` meanwhile", str(error).splitlines()[0][:90])
+        fresh = newcomers.end()
+    finally:
+        resource.prlimit(tracer.pid, resource.RLIMIT_NOFILE, limits)
+    scene.run_for(1.0, load)
+    made = load.end()
+    status = scene.settled(tracer)
+    bodies = list(backend.bodies())
+    _both(scene, [(made, "long-lived"), (fresh, "new processes")], bodies)
+    lost = {name: n for name, n in status.losses.items() if n}
+    scene.outcome.lost.update(lost)
+    scene.check("nothing was lost", not lost, lost)
+    scene.check("the tracer still runs", tracer.popen.poll() is None, tracer.said()[-300:])
+
+
+def _both(scene: Scene, loads: list[tuple[Made, str]], bodies: list[bytes]) -> None:
+    for made, label in loads:
+        scene.unharmed(made)
+        seen = count(bodies, made.prefix, len(made))
+        scene.outcome.spans += seen.spans
+        scene.exact(made, seen, label)
+
+
+FAULTS = (
+    Fault(
+        "killed",
+        GROUP,
+        "SIGKILL to the tracer, another one started a second later",
+        "no request fails, nothing of it stays in the kernel, every exchange before (but for the "
+        "last 1.5 s) and after has its spans once",
+        (3, 30),
+        killed,
+    ),
+    Fault(
+        "stopped",
+        GROUP,
+        "SIGSTOP to the tracer, SIGCONT later",
+        "the ring overflows; spans and counted losses make up all exchanges; memory stays bounded",
+        (3, 30),
+        stopped,
+    ),
+    Fault(
+        "ring-minimum",
+        GROUP,
+        "`--ring-size 4096`: room for five records",
+        "spans and counted losses make up all exchanges",
+        (3, 30),
+        ring,
+    ),
+    Fault(
+        "descriptors",
+        GROUP,
+        "the tracer can open no file, while new processes come and go",
+        "every exchange has its spans; it goes on by itself",
+        (3, 60),
+        descriptors,
+    ),
+)
