@@ -32,7 +32,8 @@ class ProgramRuns:
 class Status:
     """What of `wirespan status --json` is used; see proto/wirespan/v1/control.proto.
 
-    exported: counts of the exporter, empty without one; last_error: of it.
+    exported: counts of the exporter, empty without one; last_error: of it. stored: counts of
+    the store, empty without one.
     """
 
     losses: Mapping[str, int]
@@ -41,6 +42,7 @@ class Status:
     programs: Mapping[str, ProgramRuns]
     exported: Mapping[str, int] = field(default_factory=dict)
     last_error: str = ""
+    stored: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, reply: Mapping[str, Any]) -> Status:
@@ -58,6 +60,10 @@ class Status:
                 for each in reply.get("export", {}).get("counts", ())
             },
             last_error=reply.get("export", {}).get("last_error", ""),
+            stored={
+                each["name"]: int(each["value"])
+                for each in reply.get("store", {}).get("counts", ())
+            },
         )
 
 

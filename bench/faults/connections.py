@@ -105,7 +105,7 @@ def pipelined(scene: Scene) -> None:
 def forking(scene: Scene) -> None:
     backend = scene.backend()
     tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
-    load = scene.load(processes=512, per_connection=4, rate=1500)
+    load = scene.load(processes=512, connections=1, per_connection=4, rate=1500)
     scene.run_for(scene.seconds, load)
     made = load.end()
     status = scene.settled(tracer)

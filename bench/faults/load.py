@@ -37,7 +37,8 @@ def compile_c(name: str, *flags: str) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """What a load did. prefix: of its paths; failed: requests without a response.
+    """What a load did. prefix: of its paths; failed: requests without a response,
+    and connections that could not be opened.
 
     requests: shape (n,), dtype MADE, by number; times are CLOCK_MONOTONIC ns.
     """
@@ -105,7 +106,7 @@ class Load(Child):
     def ended(self, timeout: float) -> Made:
         """Wait for its own end; returns what it did. Raises BenchError."""
         self.finish(timeout)
-        begun, failed = map(int, self.said().split())
+        begun, failed = map(int, self.said().splitlines()[-1].split())
         requests = np.fromfile(self._file, MADE, begun)
         self._file.unlink()
         return Made(self.prefix, requests, failed)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from bench.faults import backends, connections, tracers
+from bench.faults import backends, connections, soak, stores, tracers
 from bench.faults.scene import Fault
 
-FAULTS: tuple[Fault, ...] = (*tracers.FAULTS, *backends.FAULTS, *connections.FAULTS)
+FAULTS: tuple[Fault, ...] = (
+    *tracers.FAULTS,
+    *backends.FAULTS,
+    *connections.FAULTS,
+    *stores.FAULTS,
+    *soak.FAULTS,
+)

@@ -7,9 +7,12 @@ import re
 import resource
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
-from bench.faults.load import Made
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from bench.faults.load import Made, compile_c
 from bench.faults.scene import Fault, Scene
 from bench.faults.seen import count
 from bench.processes import BenchError
@@ -20,6 +23,8 @@ MIB = 2**20
 # What a tracer killed at once takes with it: what it had read and not yet sent.
 IN_HAND_NS = 1_500_000_000
 PINS = Path("/sys/fs/bpf")
+HOUR_S = 3600
+NEAR_NS = 50_000_000
 
 
 def _ids(pid: int) -> dict[str, set[int]]:
@@ -118,7 +123,7 @@ def descriptors(scene: Scene) -> None:
     resource.prlimit(tracer.pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
     try:
         # New processes, whose images the tracer would like to look at.
-        newcomers = scene.load(processes=8, per_connection=3, rate=100)
+        newcomers = scene.load(processes=8, connections=1, per_connection=3, rate=100)
         scene.run_for(scene.seconds, load, newcomers)
         try:
             tracer.status()
@@ -144,6 +149,58 @@ def _both(scene: Scene, loads: list[tuple[Made, str]], bodies: list[bytes]) -> N
         seen = count(bodies, made.prefix, len(made))
         scene.outcome.spans += seen.spans
         scene.exact(made, seen, label)
+
+
+def clock(scene: Scene) -> None:
+    backend = scene.backend()
+    page = scene.directory / "clock"
+    page.write_bytes(bytes(8))
+    shim = compile_c("clock", "-shared", "-fPIC")
+    tracer = scene.tracer(
+        f"http://127.0.0.1:{backend.port}",
+        env={"LD_PRELOAD": str(shim), "WIRESPAN_CLOCK_FILE": str(page)},
+    )
+    offset_ns = time.time_ns() - time.monotonic_ns()
+    load = scene.load()
+    for ahead_s in (0, HOUR_S, -HOUR_S, 0):
+        with page.open("r+b") as file:
+            file.write((ahead_s * 10**9).to_bytes(8, "little", signed=True))
+        scene.run_for(scene.seconds / 3, load)
+    made = load.end()
+    status = scene.settled(tracer)
+    bodies = list(backend.bodies())
+    seen = count(bodies, made.prefix, len(made))
+    scene.outcome.spans += seen.spans
+    scene.unharmed(made)
+    lost = {name: n for name, n in status.losses.items() if n}
+    scene.outcome.lost.update(lost)
+    scene.exact(made, seen)
+    scene.check("nothing was lost", not lost, lost)
+    at = {ahead: 0 for ahead in (0, HOUR_S, -HOUR_S)}
+    astray = longer = 0
+    for number, start_ns, end_ns in _times(bodies, made.prefix):
+        request = made.requests[number]
+        ahead_ns = start_ns - offset_ns - int(request["start_ns"])
+        ahead = round(ahead_ns / 1e9 / HOUR_S) * HOUR_S
+        astray += ahead not in at or abs(ahead_ns - ahead * 10**9) > NEAR_NS
+        at[ahead] = at.get(ahead, 0) + 1
+        taken = int(request["end_ns"] - request["start_ns"])
+        longer += not 0 <= end_ns - start_ns <= taken + NEAR_NS
+    scene.check("each span follows the clock of its moment, to 50 ms", not astray, astray)
+    scene.check("no span lasts longer than its request", not longer, longer)
+    scene.figure("spans 0, 1, -1 h ahead", ", ".join(f"{at[each]:,}" for each in at))
+    scene.check("there are spans of each time", all(at.values()), at)
+
+
+def _times(bodies: list[bytes], prefix: str) -> Iterator[tuple[int, int, int]]:
+    """Number of the request, start and end in Unix ns of each span under /PREFIX/."""
+    for body in bodies:
+        for group in ExportTraceServiceRequest.FromString(body).resource_spans:
+            for span in (span for scope in group.scope_spans for span in scope.spans):
+                for each in span.attributes:
+                    _, found, number = each.value.string_value.partition(f"/{prefix}/")
+                    if found:
+                        yield int(number), span.start_time_unix_nano, span.end_time_unix_nano
 
 
 FAULTS = (
@@ -179,5 +236,14 @@ FAULTS = (
         "every exchange has its spans; it goes on by itself",
         (3, 60),
         descriptors,
+    ),
+    Fault(
+        "clock-stepped",
+        GROUP,
+        "the tracer's wall clock an hour ahead, then an hour behind, then right",
+        "every exchange has its spans; each begins at the clock's time of its moment and lasts no "
+        "longer than it did",
+        (4, 30),
+        clock,
     ),
 )

@@ -30,9 +30,10 @@ static struct host_segment pieces[MOST_PIECES];
 static struct answer whole, cut;
 static __u8 bytes[65536];
 
-/* Bits 0: from the server; 1-2: enum host_kind. */
+/* Bits 0: from the server; 1-2: enum host_kind. Who has closed sends no more. */
 static __u32 read_segments(const __u8 *data, size_t size, __u64 *total)
 {
+	int closed[2] = {};
 	__u32 n = 0;
 
 	*total = 0;
@@ -44,6 +45,14 @@ static __u32 read_segments(const __u8 *data, size_t size, __u64 *total)
 		s->kind = (data[0] >> 1 & 3) % 3;
 		data += 3;
 		size -= 3;
+		if (closed[s->response]) {
+			len = s->kind != HOST_BYTES ? 0 : len > size ? size : len;
+			data += len;
+			size -= len;
+			n--;
+			continue;
+		}
+		closed[s->response] = s->kind == HOST_CLOSE;
 		if (s->kind == HOST_UNSEEN)
 			s->len = len ? len : 1; /* nothing unseen is no segment */
 		if (s->kind != HOST_BYTES)
