@@ -19,7 +19,7 @@ GROUP = "the backend"
 MIB = 2**20
 # What waits for a backend is bounded (tracer.export_config.Limits), and what holds it.
 MOST_GROWN_MIB = 128
-AFTER_S = 2.0
+AFTER_S = 1.0
 
 
 class Side:
@@ -171,16 +171,16 @@ FAULTS = (
         GROUP,
         "nothing listens where spans should go, and connections there were are reset",
         f"{_EXACT}; `wirespan status` says what is wrong; export goes on by itself",
-        (4, 300),
+        (3, 300),
         down,
     ),
-    Fault("backend-slow", GROUP, "each request takes a second", _EXACT, (4, 60), slow),
+    Fault("backend-slow", GROUP, "each request takes a second", _EXACT, (2, 60), slow),
     Fault(
         "backend-resetting",
         GROUP,
         "every connection is reset each 150 ms, whatever is under way on it",
         f"{_EXACT}; a request whose answer was lost may come twice",
-        (4, 60),
+        (2, 60),
         resetting,
     ),
     Fault(
@@ -188,7 +188,7 @@ FAULTS = (
         GROUP,
         "every request is refused for good (INVALID_ARGUMENT, 400)",
         f"{_EXACT}; nothing is sent again",
-        (3, 60),
+        (2, 60),
         rejecting,
     ),
     Fault(
@@ -196,7 +196,7 @@ FAULTS = (
         GROUP,
         "every request is to be tried again (UNAVAILABLE, 503)",
         _EXACT,
-        (3, 30),
+        (2, 30),
         retrying,
     ),
     Fault(
@@ -204,7 +204,7 @@ FAULTS = (
         GROUP,
         "every request is taken but for three of its spans (partial success)",
         f"{_EXACT}; what was refused is counted, and not sent again",
-        (3, 60),
+        (2, 60),
         partial,
     ),
 )

@@ -56,7 +56,7 @@ def pipelined(scene: Scene) -> None:
     backend = scene.backend()
     tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
     prefix, each, connections = f"f{uuid.uuid4().hex[:8]}", 400, 8
-    rounds = 2 if scene.short else 20
+    rounds = 1 if scene.short else 20
     gate = threading.Barrier(connections)
     failed: list[str] = []
 
@@ -151,13 +151,22 @@ def reuse(scene: Scene) -> None:
     scene.accounted(made, scene.seen(backend, made), status)
 
 
+def swapped(scene: Scene) -> None:
+    backend = scene.backend()
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
+    made = _program(scene, "swap", "400" if scene.short else "10000")
+    status = scene.settled(tracer)
+    scene.unharmed(made)
+    scene.accounted(made, scene.seen(backend, made), status)
+
+
 FAULTS = (
     Fault(
         "connections-churn",
         GROUP,
         "connections opened, used once and closed, as many a second as the machine makes",
         "spans and counted losses make up all exchanges; no connection stays in the tables",
-        (4, 60),
+        (2, 60),
         churn,
     ),
     Fault(
@@ -165,7 +174,7 @@ FAULTS = (
         GROUP,
         "256 busy connections where the table has room for 64 ends",
         "spans and counted losses make up all exchanges; afterwards all is well again",
-        (3, 30),
+        (2, 30),
         full,
     ),
     Fault(
@@ -173,7 +182,7 @@ FAULTS = (
         GROUP,
         "3,200 requests in flight at once, in pipelines of 400",
         "spans and counted losses make up all exchanges",
-        (2, 20),
+        (1, 20),
         pipelined,
     ),
     Fault(
@@ -181,7 +190,7 @@ FAULTS = (
         GROUP,
         "512 processes, each of which forks for every four requests",
         "every exchange has its spans",
-        (4, 60),
+        (2, 60),
         forking,
     ),
     Fault(
@@ -189,7 +198,7 @@ FAULTS = (
         GROUP,
         "a client execs a new image with half its request sent; the new one goes on with it",
         "every exchange has its spans",
-        (4, 30),
+        (2, 30),
         exec_midway,
     ),
     Fault(
@@ -197,7 +206,15 @@ FAULTS = (
         GROUP,
         "descriptors closed, taken again by other threads and replaced by dup2, between requests",
         "spans and counted losses make up all exchanges",
-        (4, 60),
+        (2, 60),
         reuse,
+    ),
+    Fault(
+        "fd-swapped",
+        GROUP,
+        "a descriptor becomes another connection's while a thread waits in read() on it",
+        "spans and counted losses make up all exchanges, also of what follows",
+        (2, 30),
+        swapped,
     ),
 )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import textwrap
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -17,16 +16,16 @@ from bench.faults.scene import Fault, Outcome
 from bench.faults.table import FAULTS
 from bench.files import save
 from bench.machine import Machine
+from bench.markdown import table as written
+from bench.markdown import wrap
 
 PAGE, LINES = "faults.md", "faults.jsonl"
-COLUMNS = 96
 HEAD = ("fault", "requests", "failed", "spans", "lost, by counter", "outcome", "seconds", "run")
 
 
 def table(outcomes: Iterable[Outcome]) -> str:
     """Write a table in Markdown, a row for each outcome."""
-    rows = [HEAD, tuple("---" for _ in HEAD), *(_row(each) for each in outcomes)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return written(HEAD, [_row(each) for each in outcomes])
 
 
 def _row(one: Outcome) -> tuple[str, ...]:
@@ -49,7 +48,7 @@ def page(outcomes: Sequence[Outcome], machine: Machine) -> str:
     by_name = {each.name: each for each in outcomes}
     parts = [
         "# Faults",
-        _wrap(
+        wrap(
             "Written by `make faults ARGS=--write`, which does harm to a running tracer, its "
             "backend or the processes it traces while a load of HTTP requests runs, numbers each "
             "request and looks for its spans, the client's and the server's, among what the "
@@ -70,26 +69,16 @@ def page(outcomes: Sequence[Outcome], machine: Machine) -> str:
 
 
 def _about(fault: Fault, outcome: Outcome | None) -> str:
-    lines = [_wrap(f"**{fault.name}**: {fault.what}. Expected: {fault.expected}.")]
+    lines = [wrap(f"**{fault.name}**: {fault.what}. Expected: {fault.expected}.")]
     if outcome is None:
         return "\n".join([*lines, "Not run yet."])
-    lines += [_wrap(f"- {name}: {value}") for name, value in outcome.figures.items()]
-    lines += [
-        _wrap(f"- {'holds' if held else '**missed**'}: {what}{f' ({detail})' if detail else ''}")
+    said = [f"{name}: {value}" for name, value in outcome.figures.items()]
+    said += [
+        f"{'holds' if held else '**missed**'}: {what}{f' ({detail})' if detail else ''}"
         for what, held, detail in outcome.checks
     ]
-    lines.append(_wrap(f"- wirespan {outcome.version}, {outcome.kernel}"))
-    return "\n".join(lines)
-
-
-def _wrap(text: str) -> str:
-    return textwrap.fill(
-        text,
-        COLUMNS,
-        subsequent_indent="  " if text.startswith("- ") else "",
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+    said.append(f"wirespan {outcome.version}, {outcome.kernel}")
+    return "\n".join([*lines, "", *(wrap(f"- {each}", "  ") for each in said)])
 
 
 def write(directory: Path, outcome: Outcome, machine: Machine) -> None:

@@ -8,6 +8,9 @@
  *   races reuse PORT PREFIX COUNT   eight threads: each request's descriptor was another file's
  *                                   a moment before, and dup2 puts another connection in its
  *                                   place between requests; others open and close all the time
+ *   races swap PORT PREFIX COUNT    another connection takes a descriptor's place while a thread
+ *                                   waits in read() on it, which then returns what the first
+ *                                   one got; the next request goes over the second
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -148,18 +151,55 @@ static void *grab(void *arg)
 	return NULL;
 }
 
+static void *wait_for_answer(void *arg)
+{
+	return (void *)(long)answered((int)(long)arg);
+}
+
+static int swap(void)
+{
+	char text[256];
+	unsigned n;
+
+	for (n = 0; n + 1 < count; n += 2) {
+		int fd = dial(), other = dial(), keep = dup(fd), len;
+		pthread_t reader;
+		void *well;
+
+		pthread_create(&reader, NULL, wait_for_answer, (void *)(long)fd);
+		usleep(2000); /* it is in read() by then */
+		if (dup2(other, fd) < 0)
+			err(1, "dup2");
+		close(other);
+		len = request(text, sizeof(text), n);
+		if (write(keep, text, len) != len)
+			err(1, "write");
+		pthread_join(reader, &well);
+		failed += !well;
+		len = request(text, sizeof(text), n + 1);
+		if (write(fd, text, len) != len || !answered(fd))
+			failed++;
+		close(fd);
+		close(keep);
+	}
+	printf("%u %u\n", n, failed);
+	return 0;
+}
+
 int main(int argc, char **argv)
 {
 	pthread_t threads[THREADS], grabber;
 	int done = 0;
 
 	if (argc < 5)
-		errx(2, "usage: races exec|reuse PORT PREFIX COUNT");
+		errx(2, "usage: races exec|reuse|swap PORT PREFIX COUNT");
 	port = atoi(argv[2]);
 	prefix = argv[3];
 	count = atoi(argv[4]);
 	if (!strcmp(argv[1], "exec"))
 		return exec_midway(argv, argc);
+	if (!strcmp(argv[1], "swap"))
+		return swap();
 	pthread_create(&grabber, NULL, grab, &done);
 	for (int i = 0; i < THREADS; i++)
 		pthread_create(&threads[i], NULL, reuse, NULL);

@@ -210,7 +210,7 @@ FAULTS = (
         "SIGKILL to the tracer, another one started a second later",
         "no request fails, nothing of it stays in the kernel, every exchange before (but for the "
         "last 1.5 s) and after has its spans once",
-        (3, 30),
+        (2, 30),
         killed,
     ),
     Fault(
@@ -218,7 +218,7 @@ FAULTS = (
         GROUP,
         "SIGSTOP to the tracer, SIGCONT later",
         "the ring overflows; spans and counted losses make up all exchanges; memory stays bounded",
-        (3, 30),
+        (2, 30),
         stopped,
     ),
     Fault(
@@ -226,7 +226,7 @@ FAULTS = (
         GROUP,
         "`--ring-size 4096`: room for five records",
         "spans and counted losses make up all exchanges",
-        (3, 30),
+        (2, 30),
         ring,
     ),
     Fault(
@@ -234,7 +234,7 @@ FAULTS = (
         GROUP,
         "the tracer can open no file, while new processes come and go",
         "every exchange has its spans; it goes on by itself",
-        (3, 60),
+        (2, 60),
         descriptors,
     ),
     Fault(
@@ -243,7 +243,7 @@ FAULTS = (
         "the tracer's wall clock an hour ahead, then an hour behind, then right",
         "every exchange has its spans; each begins at the clock's time of its moment and lasts no "
         "longer than it did",
-        (4, 30),
+        (3, 30),
         clock,
     ),
 )
