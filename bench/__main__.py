@@ -140,7 +140,8 @@ def _run(options: argparse.Namespace, command: str) -> Results:
         def run_compare() -> None:
             place = directory / "compare"
             place.mkdir(mode=0o755)
-            results.compared = compare.run(place, sink, min(turns, 3), 1 if quick else 2, _say)
+            compared = options.rounds or (1 if quick else 3)
+            results.compared = compare.run(place, sink, compared, 1 if quick else 2, _say)
 
         phases: dict[str, Callable[[], None]] = {
             "rounds": run_rounds,

@@ -38,7 +38,8 @@ def section(compared: Comparison, plot: str) -> str:
         "application's system calls. The load and the receiver are not in it, but share the cores "
         f"with it. Made with {made}.",
         "### Added to the whole path, CPU us per request",
-        f"At the services' most; {MIXED}: at a fixed rate. {_cheaper(compared)}",
+        f"{_cheaper(compared)} What a way takes for itself, whatever the load, weighs more at a "
+        "fixed rate, and so does work done for few requests at a time.",
         table(("", *OTHERS), list(_added(compared))),
         *picture,
         "### At their most",
@@ -112,10 +113,12 @@ def _rates(compared: Comparison) -> str:
 
 
 def _added(compared: Comparison) -> Iterator[tuple[str, ...]]:
-    for service in (*compared.rates, MIXED):
-        sample = _at_rate if service == MIXED else _at_most
+    rows = [(f"{service}, at most", service, _at_most) for service in compared.rates]
+    rows += [(f"{name}, {rate:,}/s", name, _at_rate) for name, rate in compared.rates.items()]
+    rows.append((MIXED, MIXED, _at_rate))
+    for name, service, sample in rows:
         taken = (adds_us(compared.turns, service, way, sample) for way in OTHERS)
-        yield service, *(Figure.of(each).text(1) if each else "-" for each in taken)
+        yield name, *(Figure.of(each).text(1) if each else "-" for each in taken)
 
 
 def _cheaper(compared: Comparison) -> str:
@@ -124,14 +127,24 @@ def _cheaper(compared: Comparison) -> str:
     for way in (OTEL, ENVOY):
         ratios = []
         for service in compared.rates:
-            ours, theirs = (
-                adds_us(compared.turns, service, each, _at_most) for each in (WIRESPAN, way)
+            if not of(compared.turns, service, way):
+                continue
+            most, rate = (
+                _times(
+                    adds_us(compared.turns, service, way, sample),
+                    adds_us(compared.turns, service, WIRESPAN, sample),
+                )
+                for sample in (_at_most, _at_rate)
             )
-            if theirs:
-                ratio = Figure.of(theirs).median / Figure.of(ours).median
-                ratios.append(f"{ratio:.1f} times with {service}")
-        said.append(f"{way} adds {', '.join(ratios)}")
-    return f"Of what {WIRESPAN} adds, {'; '.join(said)}."
+            ratios.append(f"{most} ({rate}) times with {service}")
+        said.append(f"{way} {', '.join(ratios)}")
+    return f"Of what {WIRESPAN} adds at the services' most (at a fixed rate): {'; '.join(said)}."
+
+
+def _times(theirs: list[float], ours: list[float]) -> str:
+    """Write how many times as much; "?" where ours is lost in the noise."""
+    base = Figure.of(ours).median
+    return f"{Figure.of(theirs).median / base:.1f}" if base > 0 else "?"
 
 
 def _losses(compared: Comparison) -> str:

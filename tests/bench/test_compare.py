@@ -76,7 +76,7 @@ def test_page_and_plot() -> None:
     text = page.section(comparison(), "plot.svg")
     assert "Rounds: 2;" in text and "12 eBPF programs" in text and "](plot.svg)" in text
     words = " ".join(text.split())
-    assert "OTel SDK adds 2.0 times with Flask, 2.0 times with FastAPI; Envoy adds 4.0" in words
+    assert "OTel SDK 2.0 (2.0) times with Flask, 2.0 (2.0) times with FastAPI; Envoy 4.0" in words
     assert "gap 1 with nginx, gap 1 with Flask" in words
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
@@ -86,6 +86,9 @@ def test_page_and_plot() -> None:
     assert rows["Flask, OTel SDK"] == [
         *("170.0 (120.0 to 220.0)", "170.0 (120.0 to 220.0)"),
         *("1.50 (1.50 to 1.50)", "2.50 (2.50 to 2.50)", "20"),
+    ]
+    assert rows["nginx, at most"] == [
+        *("1.0 (1.0 to 1.0)", "10.0 (10.0 to 10.0)", "-", "40.0 (40.0 to 40.0)"),
     ]
     assert rows["all at once, wirespan"][2:4] == ["below", "below"]
     assert rows["MariaDB"] == ["1.50", "2.50"] * 3
