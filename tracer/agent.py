@@ -26,6 +26,7 @@ from tracer import installed, render, status
 from tracer.clock import unix_offset_ns
 from tracer.contexts import Announced, Contexts
 from tracer.control import Control, ControlServer
+from tracer.descriptors import make_room
 from tracer.errors import UsageError, WirespanError
 from tracer.export import Exporter
 from tracer.export_config import ExportConfig
@@ -76,6 +77,7 @@ RENDERS: Mapping[int, Render] = {
 def run(options: RunOptions) -> int:
     """Trace until told to stop. Returns the exit code; raises WirespanError."""
     sys.setswitchinterval(SWITCH_S)
+    make_room()
     with ExitStack() as stack:
         return Agent(options, stack).run()
 

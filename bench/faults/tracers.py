@@ -141,6 +141,9 @@ def descriptors(scene: Scene) -> None:
     scene.outcome.lost.update(lost)
     scene.check("nothing was lost", not lost, lost)
     scene.check("the tracer still runs", tracer.popen.poll() is None, tracer.said()[-300:])
+    resource.prlimit(tracer.pid, resource.RLIMIT_NOFILE, (used - 4, limits[1]))
+    code = tracer.stop(signal.SIGTERM)
+    scene.check("it ends well without one, too", code == 0, code)
 
 
 def _both(scene: Scene, loads: list[tuple[Made, str]], bodies: list[bytes]) -> None:

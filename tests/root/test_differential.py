@@ -7,11 +7,13 @@ elsewhere.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import socket
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ SEED = int(os.environ.get("DIFFERENTIAL_SEED", "1"))
 LONGEST = 16_000  # bytes of a send: one receive takes them whole
 MOST_SEGMENTS = 200
 TIMES = ("start_ns", "request_end_ns", "first_byte_ns", "end_ns")
-BLOCK = 4  # enum flow_kind
+EXCHANGE, BLOCK = 1, 4  # enum flow_kind
 # What the host build can't know, or numbers by itself.
 PLACE = {
     "conn_id", "task_start_ns", "cgroup_id", "tgid", "request_tid", "response_tid", "netns",
@@ -157,7 +159,7 @@ def wire() -> Iterator[Wire]:
     wire.close()
 
 
-def told(records: NDArray[np.void], times: Sequence[int] | None) -> list[dict[str, object]]:
+def told(records: NDArray[np.void], times: Sequence[int] | None) -> list[dict[str, Any]]:
     """What records say, comparably: times as numbers of pieces, sequence numbers from the first.
 
     times: of the pieces; None where they are those numbers already.
@@ -178,7 +180,13 @@ def told(records: NDArray[np.void], times: Sequence[int] | None) -> list[dict[st
         one["fields"] = record["fields"][:slots].tolist()
         one["text"] = bytes(record["text"])[: int(record["text_len"])]
         found.append(one)
-    return found
+    # Streams that end together with their connection end in the order of a hash table.
+    groups = itertools.groupby(found, key=lambda one: (one["kind"], one["end_ns"]))
+    return [one for _, group in groups for one in sorted(group, key=_stream)]
+
+
+def _stream(one: dict[str, Any]) -> int:
+    return int(one["stream_id"]) if one["kind"] == EXCHANGE else 0
 
 
 def host(pieces: Sequence[Segment], role: str) -> Outcome:

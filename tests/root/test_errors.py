@@ -184,6 +184,11 @@ def test_missing_from_the_kernel(tmp_path: Path, hide: str, words: list[str]) ->
     refused(wirespan(*run_args(tmp_path), before=without(hide)), 1, *words)
 
 
+def test_too_few_files(tmp_path: Path) -> None:
+    done = wirespan(*run_args(tmp_path), before=["prlimit", "--nofile=90"])
+    refused(done, 1, "90 files open", "ulimit -n")
+
+
 def test_without_bpffs(tmp_path: Path) -> None:
     """Either it is not needed, or its lack is named; never a failure later on."""
     done = wirespan(*run_args(tmp_path), before=without(HIDE_BPFFS))

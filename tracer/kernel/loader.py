@@ -336,7 +336,12 @@ class Kernel:
     def _detach(self) -> None:
         # The end of each link waits 40 ms for whoever is in its program; all wait at once where
         # threads close the last fd of each, and not pylibbpf one after the other.
-        links = [os.dup(fd) for fd in sys.own_fds("bpf_link")] if self._attached else []
+        links: list[int] = []
+        if self._attached:
+            # Where no descriptor is to be had, it just takes longer.
+            with contextlib.suppress(OSError):
+                for fd in sys.own_fds("bpf_link"):
+                    links.append(os.dup(fd))
         for program in self._attached.values():
             program.detach()
         self._attached.clear()
