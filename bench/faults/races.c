@@ -22,6 +22,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #define THREADS 8
@@ -151,9 +152,31 @@ static void *grab(void *arg)
 	return NULL;
 }
 
+static pid_t reader_tid;
+
 static void *wait_for_answer(void *arg)
 {
+	__atomic_store_n(&reader_tid, gettid(), __ATOMIC_RELEASE);
 	return (void *)(long)answered((int)(long)arg);
+}
+
+/* Wait until the reader is inside read(): /proc/PID/task/TID/syscall begins with its number. */
+static void until_it_reads(void)
+{
+	char name[64], text[8] = "";
+	pid_t tid;
+
+	while (!(tid = __atomic_load_n(&reader_tid, __ATOMIC_ACQUIRE)))
+		usleep(50);
+	snprintf(name, sizeof(name), "/proc/self/task/%d/syscall", tid);
+	while (atoi(text) != SYS_read || text[0] < '0' || text[0] > '9') {
+		int file = open(name, O_RDONLY);
+
+		if (file < 0 || read(file, text, sizeof(text) - 1) < 0)
+			err(1, "%s", name);
+		close(file);
+		usleep(50);
+	}
 }
 
 static int swap(void)
@@ -166,8 +189,9 @@ static int swap(void)
 		pthread_t reader;
 		void *well;
 
+		reader_tid = 0;
 		pthread_create(&reader, NULL, wait_for_answer, (void *)(long)fd);
-		usleep(2000); /* it is in read() by then */
+		until_it_reads();
 		if (dup2(other, fd) < 0)
 			err(1, "dup2");
 		close(other);

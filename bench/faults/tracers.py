@@ -24,7 +24,7 @@ MIB = 2**20
 IN_HAND_NS = 1_500_000_000
 PINS = Path("/sys/fs/bpf")
 HOUR_S = 3600
-NEAR_NS = 50_000_000
+NEAR_NS = 20_000_000  # two clocks read one after the other, on a busy machine
 
 
 def _ids(pid: int) -> dict[str, set[int]]:
@@ -185,11 +185,12 @@ def clock(scene: Scene) -> None:
         request = made.requests[number]
         ahead_ns = start_ns - offset_ns - int(request["start_ns"])
         ahead = round(ahead_ns / 1e9 / HOUR_S) * HOUR_S
-        astray += ahead not in at or abs(ahead_ns - ahead * 10**9) > NEAR_NS
-        at[ahead] = at.get(ahead, 0) + 1
         taken = int(request["end_ns"] - request["start_ns"])
+        late_ns = ahead_ns - ahead * 10**9
+        astray += ahead not in at or not -NEAR_NS <= late_ns <= taken + NEAR_NS
+        at[ahead] = at.get(ahead, 0) + 1
         longer += not 0 <= end_ns - start_ns <= taken + NEAR_NS
-    scene.check("each span follows the clock of its moment, to 50 ms", not astray, astray)
+    scene.check("each span lies in its request, by the clock of its moment", not astray, astray)
     scene.check("no span lasts longer than its request", not longer, longer)
     scene.figure("spans 0, 1, -1 h ahead", ", ".join(f"{at[each]:,}" for each in at))
     scene.check("there are spans of each time", all(at.values()), at)
