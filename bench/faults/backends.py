@@ -99,16 +99,6 @@ def down(scene: Scene) -> None:
     _judge(scene, sides, load.end())
 
 
-def slow(scene: Scene) -> None:
-    with _sides(scene, GRPC, 2000) as (sides, load):
-        for side in sides:
-            side.backend.mode = Mode.SLOW
-        scene.run_for(scene.seconds, load)
-        for side in sides:
-            side.backend.mode = Mode.ACCEPT
-    _judge(scene, sides, load.end())
-
-
 def resetting(scene: Scene) -> None:
     with _sides(scene, HTTP) as (sides, load):
         end = time.monotonic() + scene.seconds
@@ -121,26 +111,33 @@ def resetting(scene: Scene) -> None:
     _judge(scene, sides, load.end(), again=True)
 
 
-def rejecting(scene: Scene) -> None:
-    with _sides(scene, HTTP) as (sides, load):
+def _misbehaving(scene: Scene, short: str, mode: Mode, rate: float = 400) -> list[Side]:
+    """Have the backends answer as `mode` says for a while. Returns the sides, judged."""
+    with _sides(scene, short, rate) as (sides, load):
         for side in sides:
-            side.backend.mode = Mode.REJECT
-        scene.run_for(scene.seconds, load)
-        for side in sides:
-            side.backend.mode = Mode.ACCEPT
-    made = load.end()
-    _judge(scene, sides, made)
-    scene.check("spans were refused", scene.outcome.lost.get("export_rejected", 0) > 0)
-
-
-def partial(scene: Scene) -> None:
-    with _sides(scene, GRPC) as (sides, load):
-        for side in sides:
-            side.backend.mode = Mode.PARTIAL
+            side.backend.mode = mode
         scene.run_for(scene.seconds, load)
         for side in sides:
             side.backend.mode = Mode.ACCEPT
     _judge(scene, sides, load.end())
+    return sides
+
+
+def slow(scene: Scene) -> None:
+    _misbehaving(scene, GRPC, Mode.SLOW, 2000)
+
+
+def rejecting(scene: Scene) -> None:
+    _misbehaving(scene, HTTP, Mode.REJECT)
+    scene.check("spans were refused", scene.outcome.lost.get("export_rejected", 0) > 0)
+
+
+def retrying(scene: Scene) -> None:
+    _misbehaving(scene, HTTP, Mode.RETRY)
+
+
+def partial(scene: Scene) -> None:
+    sides = _misbehaving(scene, GRPC, Mode.PARTIAL)
     refused = sum(side.backend.rejected for side in sides)
     scene.check(
         "what the backend says it refused is counted",
@@ -148,16 +145,6 @@ def partial(scene: Scene) -> None:
         f"{refused}, {scene.outcome.lost}",
     )
     scene.figure("of each request refused", f"{PARTLY_REJECTED} spans")
-
-
-def retrying(scene: Scene) -> None:
-    with _sides(scene, HTTP) as (sides, load):
-        for side in sides:
-            side.backend.mode = Mode.RETRY
-        scene.run_for(scene.seconds, load)
-        for side in sides:
-            side.backend.mode = Mode.ACCEPT
-    _judge(scene, sides, load.end())
 
 
 _EXACT = (

@@ -8,6 +8,7 @@ import uuid
 
 import numpy as np
 
+from bench.faults import streams
 from bench.faults.load import MADE, Made, compile_c
 from bench.faults.scene import Fault, Scene
 from bench.faults.seen import count
@@ -142,22 +143,21 @@ def exec_midway(scene: Scene) -> None:
         scene.exact(each, seen, label)
 
 
-def reuse(scene: Scene) -> None:
+def _races(scene: Scene, how: str, requests: int) -> None:
     backend = scene.backend()
     tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
-    made = _program(scene, "reuse", "3000" if scene.short else "100000")
+    made = _program(scene, how, str(requests))
     status = scene.settled(tracer)
     scene.unharmed(made)
     scene.accounted(made, scene.seen(backend, made), status)
+
+
+def reuse(scene: Scene) -> None:
+    _races(scene, "reuse", 3000 if scene.short else 100_000)
 
 
 def swapped(scene: Scene) -> None:
-    backend = scene.backend()
-    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
-    made = _program(scene, "swap", "400" if scene.short else "10000")
-    status = scene.settled(tracer)
-    scene.unharmed(made)
-    scene.accounted(made, scene.seen(backend, made), status)
+    _races(scene, "swap", 400 if scene.short else 10_000)
 
 
 FAULTS = (
@@ -184,6 +184,14 @@ FAULTS = (
         "spans and counted losses make up all exchanges",
         (1, 20),
         pipelined,
+    ),
+    Fault(
+        "streams-full",
+        GROUP,
+        "6,000 HTTP/2 streams under way at once (60,000 in a whole pass), with room for 4,096 ends",
+        "spans and counted losses make up all exchanges; afterwards all is well again",
+        (1, 1),
+        streams.full,
     ),
     Fault(
         "forking",
