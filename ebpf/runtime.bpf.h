@@ -41,7 +41,7 @@ int exit_epoll_pwait(void *ctx __attribute__((unused)))
 }
 
 /* Node: timers and setImmediate() run between two turns of their own. */
-SEC("uprobe")
+SEC("uprobe.multi")
 int node_turn(void *ctx __attribute__((unused)))
 {
 	return turn();
@@ -282,7 +282,7 @@ int exit_accept(struct trace_event_raw_sys_exit *ctx)
  * PyContext_CopyCurrent() returns a new context, for a task or a callback: it runs for whom
  * the current one runs, or, where nobody knows, for what this turn began with.
  */
-SEC("uprobe")
+SEC("uprobe.multi")
 int python_copied(struct pt_regs *ctx)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
@@ -348,7 +348,7 @@ static __always_inline struct io *go_socket(__u64 at)
 }
 
 /* net/http.(*persistConn).roundTrip: another goroutine will write the request. */
-SEC("uprobe")
+SEC("uprobe.multi")
 int go_round_trip(struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -382,7 +382,7 @@ static __always_inline __u32 grpc_stream(const struct runtime *runtime, __u64 at
 }
 
 /* grpc.(*Server).handleStream(ServerTransport, stream): this goroutine serves it. */
-SEC("uprobe")
+SEC("uprobe.multi")
 int go_grpc_serve(struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -418,7 +418,7 @@ int go_grpc_serve(struct pt_regs *ctx)
  * http2Client.Write(stream): the goroutine that made a call sends its message. The header of
  * the call is written by another one, before this or after.
  */
-SEC("uprobe")
+SEC("uprobe.multi")
 int go_grpc_write(struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
@@ -487,14 +487,14 @@ static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
 }
 
 /* runtime.send(hchan, sudog): the receiver waits. */
-SEC("uprobe")
+SEC("uprobe.multi")
 int go_send(struct pt_regs *ctx)
 {
 	return go_handed(ctx, 1);
 }
 
 /* runtime.recv(hchan, sudog): the sender waits. */
-SEC("uprobe")
+SEC("uprobe.multi")
 int go_recv(struct pt_regs *ctx)
 {
 	return go_handed(ctx, 0);

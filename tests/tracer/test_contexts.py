@@ -210,7 +210,7 @@ def test_members_told_are_looked_for() -> None:
 
 def test_programs_are_in_the_object() -> None:
     programs = read_object(OBJECT).programs
-    uprobes = {name for name, section in programs.items() if section == "uprobe"}
+    uprobes = {name for name, section in programs.items() if section == "uprobe.multi"}
     assert uprobes == set(PROGRAMS)
 
 

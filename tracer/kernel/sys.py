@@ -9,6 +9,7 @@ https://www.kernel.org/doc/html/latest/userspace-api/ebpf/syscall.html
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import platform
 import struct
@@ -26,12 +27,15 @@ _PROG_LOAD = 5
 _PROG_GET_NEXT_ID = 11
 _MAP_GET_NEXT_ID = 12
 _OBJ_GET_INFO_BY_FD = 15
+_LINK_CREATE = 28
 _LINK_GET_NEXT_ID = 31
 _ENABLE_STATS = 32
 
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_RINGBUF = 27
 PROG_TYPE_TRACEPOINT = 5
+_TRACE_UPROBE_MULTI = 48  # enum bpf_attach_type
+_UPROBE_MULTI_RETURN = 1
 
 _MAP_TYPES = {
     1: "hash",
@@ -218,6 +222,48 @@ def ids(kind: str) -> set[int]:
         (last,) = struct.unpack_from("=I", attributes.raw, 4)
         found.add(last)
         struct.pack_into("=I", attributes, 0, last)
+
+
+def read_process(pid: int, address: int, size: int) -> bytes:
+    """Read another process's memory: at most `size` bytes, fewer where the rest isn't mapped.
+
+    Raises OSError: EPERM without CAP_SYS_PTRACE for another user's, ESRCH, EFAULT.
+    """
+    if pid <= 0 or not 0 < address < 1 << 63 or size <= 0:
+        raise OSError(errno.EFAULT, os.strerror(errno.EFAULT))
+    buffer = ctypes.create_string_buffer(size)
+    own = struct.pack("=QQ", ctypes.addressof(buffer), size)
+    theirs = struct.pack("=QQ", address, size)
+    got = _libc().process_vm_readv(pid, own, ctypes.c_ulong(1), theirs, ctypes.c_ulong(1), 0)
+    if got < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return buffer.raw[:got]
+
+
+def uprobe_link(program_fd: int, path: bytes, offset: int, at_return: bool, pid: int) -> int:
+    """Run a program at a place in a file, of one process or (-1) of all; returns the link's fd.
+
+    Raises OSError: EINVAL where the program's section isn't `uprobe.multi`, or the kernel knows
+    no such links.
+    """
+    name = ctypes.create_string_buffer(path)
+    place = ctypes.create_string_buffer(struct.pack("=Q", offset), 8)
+    attributes = _packed(
+        "=IIIIQQQQIII4x",
+        program_fd,
+        0,
+        _TRACE_UPROBE_MULTI,
+        0,
+        ctypes.addressof(name),
+        ctypes.addressof(place),
+        0,
+        0,
+        1,
+        _UPROBE_MULTI_RETURN if at_return else 0,
+        max(pid, 0),
+    )
+    return _bpf(_LINK_CREATE, attributes)
 
 
 def enable_stats() -> int:

@@ -1,8 +1,9 @@
-"""Loaded programs put on instructions of executables and libraries: perf_event_open(2).
+"""Loaded programs put on instructions of executables and libraries.
 
 A probe is on a place in a file, so one serves every process that maps the file, those
 still to come and those in containers too. pylibbpf knows neither uprobes nor program
 fds (tracer/kernel/loader.py finds those).
+They are BPF links, which CAP_PERFMON suffices for, or on older kernels perf events.
 Source: https://man7.org/linux/man-pages/man2/perf_event_open.2.html (config1, config2),
 Documentation/ABI/testing/sysfs-bus-event_source-devices.
 """
@@ -10,12 +11,14 @@ Documentation/ABI/testing/sysfs-bus-event_source-devices.
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import os
 import platform
 import re
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -30,6 +33,7 @@ _CLOSE_ON_EXEC = 8  # PERF_FLAG_FD_CLOEXEC
 _SET_BPF = 0x40042408  # PERF_EVENT_IOC_SET_BPF
 _PERF_EVENT_ARRAY = 4  # BPF_MAP_TYPE_PERF_EVENT_ARRAY
 _ENABLE = 0x2400  # PERF_EVENT_IOC_ENABLE
+CLOSERS = 32
 _DEVICE = Path("/sys/bus/event_source/devices/uprobe")
 
 
@@ -72,8 +76,15 @@ def attach(
     there returns (never in Go: its stacks move). pid: -1 for every process.
     Raises KernelError where the kernel refuses or has no uprobes.
     """
+    raw_path = os.fsencode(path)
+    try:
+        return Uprobe(sys.uprobe_link(program_fd, raw_path, offset, at_return, pid))
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.E2BIG):
+            raise _refusal(error.errno or 0, path, offset) from None
+    # Before Linux 6.6 (commit 89ae89f53d20) there are perf events only, and for CAP_SYS_ADMIN.
     kind, return_bit = _device()
-    name = ctypes.create_string_buffer(os.fsencode(path))
+    name = ctypes.create_string_buffer(raw_path)
     # struct perf_event_attr: type, size, config, sample_period, sample_type, read_format,
     # flags, wakeup_events, bp_type, config1 (the path's address), config2 (the offset).
     raw = struct.pack(
@@ -105,11 +116,16 @@ def attach(
 
 
 def take_off(probes: Iterable[Uprobe]) -> None:
-    """Close many probes without waiting for each, see left_to_kernel()."""
+    """Close many probes without waiting for each, see left_to_kernel().
+
+    Links can't be left to anybody, but wait side by side.
+    """
     probes = tuple(probes)
-    with left_to_kernel([fd for probe in probes if (fd := probe.fileno()) >= 0]):
-        for probe in probes:
-            probe.close()
+    with (
+        left_to_kernel([fd for probe in probes if (fd := probe.fileno()) >= 0]),
+        ThreadPoolExecutor(max(1, min(len(probes), CLOSERS))) as pool,
+    ):
+        list(pool.map(Uprobe.close, probes))
 
 
 @contextmanager
@@ -168,5 +184,5 @@ def _device() -> tuple[int, int]:
 def _refusal(code: int, path: Path | str, offset: int) -> KernelError:
     return KernelError(
         f"cannot put a uprobe on {path} at {offset:#x}: {os.strerror(code)}",
-        "run as root" if code in (1, 13) else "",
+        "needs Linux 6.6, or --keep-capability CAP_SYS_ADMIN" if code in (1, 13) else "",
     )

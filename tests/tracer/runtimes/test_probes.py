@@ -41,7 +41,7 @@ struct {
     __type(key, __u32); __type(value, __u64);
 } numbers SEC(".maps");
 static __always_inline __u64 *number(__u32 index) { return bpf_map_lookup_elem(&numbers, &index); }
-SEC("uprobe") int reached(void *context)
+SEC("uprobe.multi") int reached(void *context)
 {
     struct task_struct *task = (void *)bpf_get_current_task();
     __u64 *tls = number(0), *member = number(1), *hits = number(2), *value = number(3);
