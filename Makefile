@@ -82,6 +82,10 @@ fuzz: packages $(VENV)/.dev ## libFuzzer on the parsers, 10 min each (FUZZ_SECON
 	$(call say,fuzz: each target $(FUZZ_SECONDS) s)
 	@$(VENV)/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --write $(ARGS)
 
+.PHONY: fuzz-intake
+fuzz-intake: $(VENV)/.dev ## damaged OTLP sent to a collector's intake (FUZZ_SECONDS=600)
+	@GRPC_VERBOSITY=NONE $(VENV)/bin/python -m tests.collector.fuzz_intake $(FUZZ_SECONDS) $(ARGS)
+
 .PHONY: insns
 insns: $(OBJECTS) ## instructions per eBPF program
 	@scripts/insns.sh $(filter %.bpf.o,$(OBJECTS))
@@ -115,7 +119,7 @@ clean: ## remove what was built; keep .venv and caches
 help: ## this list
 	@awk 'BEGIN { FS = ":.*## " } \
 		/^##@ / { printf "%s%s\n", sep, substr($$0, 5); sep = "\n" } \
-		/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+		/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 # Parts of `make check`; `make -k check` goes on after a failure.
 

@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from collector import peers
 from collector.collector import Collector, Settings
 from collector.forward import Forwarder, ForwardStats
-from collector.intake import Intake, IntakeConfig, Tls, read_tokens
+from collector.intake import MEANINGS, Intake, IntakeConfig, Tls, read_tokens
 from collector.model import Sink
 from collector.options import CollectOptions
 from tracer.errors import UsageError, WirespanError
@@ -35,7 +36,7 @@ MAX_CLOCKS = 10
 QUIET = frozenset(
     {
         "malformed", "refused", "rejected", "duplicate", "joined", "late", "split", "evicted",
-        "renamed", "unresolved", "replaced", "shifted", "sink_failed", "held",
+        "renamed", "unresolved", "replaced", "shifted", "sink_failed", "held", *MEANINGS,
     }
 )  # fmt: skip
 
@@ -86,7 +87,8 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
                 receivers = dict(others)
                 if forwarder:
                     receivers[endpoint] = forwarder
-                _wait(stop, status, options.status_s, collector, forwarder, receivers)
+                tell = partial(_tell, collector, intake, forwarder)
+                _wait(stop, status, options.status_s, tell, receivers)
             # In the order in which spans flow, so that nothing is left between.
             intake.close()
             collector.close()
@@ -96,7 +98,7 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
                 forwarder.close(FORWARD_S)
             if embedded:
                 embedded.close()
-        _tell(collector, forwarder)
+        _tell(collector, intake, forwarder)
         for endpoint, other in others.items():
             stats = other.stats()
             say(f"peer {endpoint}: told of {stats.sent} spans, {sum(stats.dropped.values())} not")
@@ -174,8 +176,8 @@ def _banner(intake: Intake, options: CollectOptions, places: Iterable[str]) -> N
         address = addresses[name]
         assert address is not None
         where.append(f"{name} {type(address)(address.host, port)}")
-        if not address.is_loopback and not options.token_file and not options.tls_client_ca:
-            say(f"anyone who reaches {address} can send spans (see --token-file)")
+        if not address.is_loopback and options.open_intake:
+            say(f"who reaches {address} may send spans, and read others' (--open-intake)")
     say(f"listening: {', '.join(where)}; spans go to {' and '.join(places)}")
 
 
@@ -183,8 +185,7 @@ def _wait(
     stop: threading.Event,
     status: threading.Event,
     status_s: float | None,
-    collector: Collector,
-    forwarder: Forwarder | None,
+    tell: Callable[[], None],
     receivers: Mapping[str, Forwarder],
 ) -> None:
     """Say what there is to say until it is time to stop."""
@@ -201,11 +202,12 @@ def _wait(
         if status.is_set() or time.monotonic() >= next_status:
             status.clear()
             next_status = time.monotonic() + (status_s or float("inf"))
-            _tell(collector, forwarder)
+            tell()
 
 
-def _tell(collector: Collector, forwarder: Forwarder | None) -> None:
-    say(summary(collector.counts(), forwarder.stats() if forwarder else None))
+def _tell(collector: Collector, intake: Intake, forwarder: Forwarder | None) -> None:
+    counts = {**collector.counts(), **intake.counts()}
+    say(summary(counts, forwarder.stats() if forwarder else None))
     offsets = sorted(collector.clock_offsets().items(), key=lambda item: -abs(item[1]))
     for (one, other), offset_ns in offsets[:MAX_CLOCKS]:
         ahead = "ahead of" if offset_ns > 0 else "behind"

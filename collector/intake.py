@@ -12,7 +12,8 @@ import contextlib
 import hmac
 import ssl
 import threading
-from collections.abc import Callable, Coroutine, Iterator
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 from collector.address import Address
 from collector.collector import BusyError, Taken
+from tracer import descriptors
 from tracer.errors import UsageError, WirespanError
 
 MAX_MESSAGE_BYTES = 16 << 20
@@ -39,6 +41,20 @@ STOP_S = 3.0
 
 # google.rpc.Code: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
 INVALID_ARGUMENT, RESOURCE_EXHAUSTED, UNAUTHENTICATED = 3, 8, 16
+
+
+# What is sent away here, before a Target hears of it, and what one more of each means.
+MEANINGS: Mapping[str, str] = {
+    "unauthorized": "requests without a token that is known: refused",
+    "oversized": "requests too large, as sent or as unpacked: refused; those of OTLP/gRPC are "
+    "among the unfit",
+    "slow": "requests that took too long to arrive: given up",
+    "crowded": "connections beyond the most at one time: sent away; OTLP/HTTP only, the library "
+    "of OTLP/gRPC does not tell",
+    "restarted": "times the server of OTLP/gRPC had to be started anew, a request having ended it: "
+    "calls under way were cut off, and come again",
+    "unfit": "requests that are no export: another path or type, broken HTTP, a call cut off",
+}
 
 
 class Target(Protocol):
@@ -87,6 +103,15 @@ class Gate:
         self._target = target
         self._decoders = ThreadPoolExecutor(DECODERS, "wirespan-decode")
         self._pending_bytes = 0
+        self._sent_away: Counter[str] = Counter()
+
+    def count(self, name: str) -> None:
+        """Count what was sent away; name: of MEANINGS."""
+        self._sent_away[name] += 1
+
+    def counts(self) -> dict[str, int]:
+        """Numbers since the start, by the names of MEANINGS; for any thread."""
+        return {name: self._sent_away[name] for name in MEANINGS}
 
     def allowed(self, authorization: str | bytes) -> bool:
         """Whether the value of an `authorization` header shows a token, where one is needed."""
@@ -191,10 +216,13 @@ class Intake:
     def __init__(self, target: Target, config: IntakeConfig) -> None:
         if config.tls:
             server_context(config.tls)
+        # The usual limit is for programs that use select(2), and less than all connections.
+        descriptors.make_room()
         self._gate = Gate(target, config)
         self._servers: list[Server] = []
         self.ports: dict[str, int] = {}
         self._loop = asyncio.new_event_loop()
+        self.on_escape(lambda context: self._loop.default_exception_handler(context))
         self._thread = threading.Thread(target=self._serve, name="wirespan-intake", daemon=True)
         self._thread.start()
         try:
@@ -202,6 +230,20 @@ class Intake:
         except BaseException:
             self.close()
             raise
+
+    def counts(self) -> dict[str, int]:
+        """Numbers since the start, by the names of MEANINGS."""
+        return self._gate.counts()
+
+    def on_escape(self, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Have `tell` called with what goes wrong in the loop without anybody waiting for it."""
+
+        def handle(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+            # What ends the library's server is told twice; once is counted: "restarted".
+            if not isinstance(context.get("exception"), UnicodeDecodeError):
+                tell(context)
+
+        self._loop.set_exception_handler(handle)
 
     def close(self) -> None:
         """Stop listening, answer what is under way, end."""

@@ -10,6 +10,7 @@ Source: https://opentelemetry.io/docs/specs/otlp/#otlpgrpc.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import grpc
 from grpc import aio
 
+from collector.address import Address
 from collector.collector import BusyError
 from collector.decode import MalformedError
 from collector.intake import (
@@ -41,8 +43,12 @@ class GrpcServer:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
-        config = gate.config
-        self._server = aio.server(
+        self._server = self._made()
+        self._watcher: asyncio.Task[None] | None = None
+
+    def _made(self) -> aio.Server:
+        config = self._gate.config
+        server = aio.server(
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_metadata_size", MAX_METADATA_BYTES),
@@ -50,6 +56,9 @@ class GrpcServer:
                 ("grpc.max_connection_idle_ms", math.ceil(config.idle_s * 10_000)),
                 ("grpc.keepalive_time_ms", 60_000),
                 ("grpc.keepalive_timeout_ms", 20_000),
+                ("grpc.max_allowed_incoming_connections", config.max_connections),
+                # Of TLS and of HTTP/2's preface and settings.
+                ("grpc.server_handshake_timeout_ms", math.ceil(config.read_s * 1_000)),
                 # Exporters with keep-alive of their own must not be turned away for it.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
                 # A second collector on the same port would take half of the requests.
@@ -58,15 +67,35 @@ class GrpcServer:
             maximum_concurrent_rpcs=MAX_CALLS,
         )
         handler = grpc.stream_unary_rpc_method_handler(self._export)
-        self._server.add_generic_rpc_handlers(
+        server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, {"Export": handler}),)
         )
+        return server
 
     async def start(self) -> int:
         """Listen; returns the port. Raises RuntimeError."""
-        config = self._gate.config
-        assert config.grpc is not None
-        target = str(config.grpc)
+        address = self._gate.config.grpc
+        assert address is not None
+        port = await self._listen(address)
+        self._watcher = asyncio.create_task(self._watch(Address(address.host, port)))
+        return port
+
+    async def _watch(self, address: Address) -> None:
+        """Listen again whenever the library's server has ended by itself.
+
+        One path that is not UTF-8, from anybody, ends that of grpcio 1.85: it decodes paths
+        in the loop that accepts calls, outside of any call.
+        """
+        while True:
+            with contextlib.suppress(UnicodeDecodeError):
+                await self._server.wait_for_termination()
+                return
+            self._gate.count("restarted")
+            self._server = self._made()
+            await self._listen(address)
+
+    async def _listen(self, address: Address) -> int:
+        config, target = self._gate.config, str(address)
         if config.tls is None:
             port = self._server.add_insecure_port(target)
         else:
@@ -84,17 +113,22 @@ class GrpcServer:
     async def stop(self) -> None:
         """Take no more calls, finish those under way."""
         await self._server.stop(STOP_S)
+        if self._watcher:
+            await self._watcher
 
     async def _export(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
         metadata = dict(context.invocation_metadata() or ())
         if not self._gate.allowed(metadata.get("authorization", "")):
+            self._gate.count("unauthorized")
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
         try:
             async with asyncio.timeout(self._gate.config.read_s):
                 request = await anext(requests)
         except TimeoutError:
+            self._gate.count("slow")
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request came too slowly")
         except StopAsyncIteration:
+            self._gate.count("unfit")
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
         try:
             with self._gate.room(len(request)):

@@ -62,6 +62,14 @@ REASONS: Mapping[int, str] = {
     505: "HTTP Version Not Supported",
 }
 
+COUNTERS: Mapping[int, str] = {
+    401: "unauthorized",
+    408: "slow",
+    413: "oversized",
+    431: "oversized",
+    503: "crowded",
+}
+
 _REQUEST_LINE = re.compile(rb"([A-Z]{1,16}) (\S{1,4096}) HTTP/(\d)\.(\d)")
 _HEADER = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+):[ \t]*([\t\x20-\x7e\x80-\xff]*?)[ \t]*")
 _SIZE = re.compile(rb"[0-9]{1,15}")
@@ -76,6 +84,13 @@ class _RefusedError(Exception):
     ) -> None:
         super().__init__(message)
         self.status, self.close, self.retry_s = status, close, retry_s
+
+    @property
+    def counter(self) -> str:
+        """Its name in MEANINGS of collector.intake; "" where the target has counted it."""
+        if self.status == 429 or not self.close:
+            return ""
+        return COUNTERS.get(self.status, "unfit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +284,8 @@ class HttpServer:
     async def _answer_error(
         self, writer: asyncio.StreamWriter, error: _RefusedError, kind: str
     ) -> None:
+        if error.counter:
+            self._gate.count(error.counter)
         code = {401: UNAUTHENTICATED, 429: RESOURCE_EXHAUSTED, 503: RESOURCE_EXHAUSTED}
         status = failure(code.get(error.status, INVALID_ARGUMENT), str(error), error.retry_s)
         await self._answer(writer, error.status, status, kind, error.close, error.retry_s)

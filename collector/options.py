@@ -17,7 +17,7 @@ EPILOG = (
     "examples:\n"
     "  wirespan collect --otlp-endpoint http://localhost:14317\n"
     "  wirespan collect --listen-grpc 10.0.0.1:4317 --token-file tokens \\\n"
-    "    --otlp-endpoint http://otel-collector:4317\n"
+    "    --tls-certificate cert.pem --tls-key key.pem --otlp-endpoint http://otelcol:4317\n"
     "  wirespan collect --listen-grpc none --prefer sdk --otlp-endpoint http://localhost:14318\n"
     "\n"
     "SIGTERM and SIGINT: takes no more, gives out and sends on what is held, prints what the\n"
@@ -34,7 +34,8 @@ class CollectOptions:
     """`wirespan collect`; otlp: as in RunOptions. None for an address: not listening.
 
     store: a directory, or "". query_address: HOST:PORT, "" for none; counts with a store.
-    peers: URLs of other collectors.
+    peers: URLs of other collectors. open_intake: others than this machine may send spans in
+        clear, or without showing who they are.
     """
 
     grpc: Address | None
@@ -51,6 +52,7 @@ class CollectOptions:
     ready_file: str
     otlp: tuple[tuple[str, str], ...]
     peers: tuple[str, ...] = ()
+    open_intake: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +71,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--token-file", metavar="FILE", type=_text("--token-file"),
         help="bearer tokens, one a line: senders must show one of them "
         "(OTEL_EXPORTER_OTLP_HEADERS=authorization=Bearer%%20TOKEN)",
+    )  # fmt: skip
+    intake.add_argument(
+        "--open-intake", action="store_true",
+        help="listen beyond this machine without TLS, or for anyone; otherwise an address that is "
+        "not of loopback needs --tls-certificate, and --token-file or --tls-client-ca",
     )  # fmt: skip
     for name, what in (
         ("certificate", "PEM file of the certificate chain to show: listen with TLS"),
@@ -116,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "they are only sent on)",
     )  # fmt: skip
     store.add_argument(
-        "--query-listen", metavar="ADDRESS:PORT", type=listen_address("--query-listen"),
+        "--query-listen", metavar="ADDRESS:PORT", type=query_address("--query-listen"),
         default=listen_address("")(DEFAULT_QUERY),
         help=f"of the Jaeger-compatible query API; none for none (default: {DEFAULT_QUERY})",
     )  # fmt: skip
@@ -142,6 +149,9 @@ def options(found: argparse.Namespace, otlp: Sequence[tuple[str, str]] = ()) -> 
     if found.tls_client_ca and not found.tls_key:
         raise UsageError("--tls-client-ca: there is no TLS without a certificate of our own",
                          "give --tls-certificate and --tls-key")  # fmt: skip
+    if not found.open_intake:
+        for name in ("grpc", "http"):
+            _check_reach(found, name)
     if found.max_hold < found.hold:
         raise UsageError("--max-hold is less than --hold", "give both")
     return CollectOptions(
@@ -164,7 +174,41 @@ def options(found: argparse.Namespace, otlp: Sequence[tuple[str, str]] = ()) -> 
         found.ready_file or "",
         tuple(otlp),
         tuple(found.peer),
+        found.open_intake,
     )
+
+
+def _check_reach(found: argparse.Namespace, name: str) -> None:
+    """Refuse to listen beyond this machine in clear, or for anyone; raises UsageError."""
+    address: Address | None = getattr(found, f"listen_{name}")
+    if address is None or address.is_loopback:
+        return
+    lacking = []
+    if not found.tls_certificate:
+        lacking.append("--tls-certificate and --tls-key")
+    if not found.token_file and not found.tls_client_ca:
+        lacking.append("--token-file or --tls-client-ca")
+    if lacking:
+        raise UsageError(
+            f"--listen-{name}: {address} can be reached from other machines",
+            f"give {' and '.join(lacking)}, or --open-intake where the network is to be trusted",
+        )
+
+
+def query_address(option: str) -> Callable[[str], Address | None]:
+    """Where the query API, which asks nobody who he is, may listen; None for "none"."""
+
+    def read(text: str) -> Address | None:
+        address = listen_address(option)(text)
+        if address and not address.is_loopback:
+            raise UsageError(
+                f"{option}: {text} can be reached from other machines, and the API asks for no "
+                "password",
+                "give an address of loopback; others can come by ssh -L or a proxy that asks",
+            )
+        return address
+
+    return read
 
 
 def listen_address(option: str) -> Callable[[str], Address | None]:

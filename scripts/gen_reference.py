@@ -37,7 +37,7 @@ def cli() -> str:
 
 def losses() -> str:
     """Every loss counter and its meaning."""
-    from collector.collector import MEANINGS
+    from collector import collector, intake
     from tracer.losses import KERNEL, USER, Loss
 
     def table(title: str, rows: Iterable[Loss]) -> str:
@@ -51,12 +51,14 @@ def losses() -> str:
     )
     collected = (
         "Printed by `wirespan collect` when it ends, at SIGUSR1 and each `--status-interval`; not\n"
-        "all of them are losses. Generated from `collector/collector.py`.\n"
+        "all of them are losses. Generated from `collector/collector.py` and\n"
+        "`collector/intake.py`.\n"
     )
+    taken = {**collector.MEANINGS, **intake.MEANINGS}
     tables = [
         table("In the kernel", KERNEL.values()),
         table("In the tracer", USER.values()),
-        table("In a collector", (Loss(*each) for each in MEANINGS.items())),
+        table("In a collector", (Loss(*each) for each in taken.items())),
     ]
     return "\n".join([head, *tables, collected])
 

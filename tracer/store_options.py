@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from collector.commands import ADDRESS_VARIABLE
-from collector.options import DEFAULT_QUERY, listen_address
+from collector.options import DEFAULT_QUERY, query_address
 from tracer import option_values as values
 from tracer.errors import UsageError
 
@@ -89,4 +89,4 @@ def options(found: argparse.Namespace) -> StoreOptions:
 
 
 def _query_address(text: str, option: str = "--query-address") -> str:
-    return str(listen_address(option)(text) or "")
+    return str(query_address(option)(text) or "")

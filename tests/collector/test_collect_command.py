@@ -115,11 +115,25 @@ def test_options() -> None:
     "flags",
     ["--listen-grpc here", "--listen-grpc none --listen-http none", "--hold 0", "--hold 20",
      "--tls-key x", "--tls-client-ca x", "--max-spans 0", "--prefer none",
-     "--listen-http 127.0.0.1:70000"],
+     "--listen-http 127.0.0.1:70000", "--listen-grpc 0.0.0.0:1",
+     "--listen-http [::]:1 --tls-certificate x --tls-key x",
+     "--listen-grpc 10.0.0.1:1 --token-file x", "--query-listen 0.0.0.0:1",
+     "--query-listen 10.0.0.1:1 --open-intake"],
 )  # fmt: skip
 def test_bad_options(flags: str) -> None:
     with pytest.raises(UsageError):
         parse(["collect", *flags.split()])
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["--open-intake", "--tls-certificate x --tls-key x --token-file x",
+     "--tls-certificate x --tls-key x --tls-client-ca x"],
+)  # fmt: skip
+def test_beyond_this_machine(flags: str) -> None:
+    options = parse(["collect", "--listen-grpc", "0.0.0.0:4317", *flags.split()])
+    assert isinstance(options, CollectOptions)
+    assert options.grpc == Address("0.0.0.0", 4317)
 
 
 def test_nowhere_to_send(monkeypatch: pytest.MonkeyPatch) -> None:

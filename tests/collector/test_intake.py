@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import gzip
 import http.client
 import json
 import resource
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -65,6 +67,13 @@ class Running:
         while len(self.sink.spans) < count and time.monotonic() < end:
             time.sleep(0.02)
         assert len(self.sink.spans) == count
+
+    def sent_away(self, counts: dict[str, int]) -> None:
+        """What was sent away comes to this; a client may know before it is counted."""
+        end = time.monotonic() + 5
+        while +Counter(self.intake.counts()) != counts and time.monotonic() < end:
+            time.sleep(0.02)
+        assert +Counter(self.intake.counts()) == counts
 
     def post(
         self, body: bytes, headers: dict[str, str] | None = None, path: str = "/v1/traces"
@@ -176,6 +185,8 @@ def test_bad_requests(data: bytes, status: int) -> None:
         data = data.replace(b"CONTENT", b"content-type: application/x-protobuf\r\n")
         answer = run.raw(data)
         assert answer.startswith(f"HTTP/1.1 {status} ".encode()), answer
+        counted = "oversized" if status in (413, 431) else "unfit"
+        run.sent_away({counted: 1})
         assert run.post(BODY)[0] == 200
 
 
@@ -202,6 +213,7 @@ def test_bombs() -> None:
         with channel, pytest.raises(grpc.RpcError) as failed:
             channel.unary_unary(METHOD)(b"\x0a" * (40 << 20))
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        run.sent_away({"oversized": 1, "unfit": 1})
         assert run.post(BODY)[0] == 200
     # The client's own 40 MB are in it.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
@@ -235,6 +247,7 @@ def test_slow_clients_are_sent_away_and_hold_nobody_up() -> None:
             sock.close()
         assert silent.exception(5).code() is grpc.StatusCode.DEADLINE_EXCEEDED
         channel.close()
+        run.sent_away({"slow": len(starts) + 1})
 
 
 class _Never:
@@ -264,10 +277,38 @@ def test_too_many_connections() -> None:
     with running(max_connections=3) as run:
         socks = [socket.create_connection(("127.0.0.1", run.http), 5) for _ in range(3)]
         time.sleep(0.1)
-        status, _, headers = run.post(BODY)
-        assert (status, headers["retry-after"]) == (503, "1")
+        answer = run.raw(b"")
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"\r\nretry-after: 1\r\n" in answer
         for sock in socks:
             sock.close()
+        run.sent_away({"crowded": 1})
+
+
+def test_too_many_connections_of_grpc() -> None:
+    with running(max_connections=3) as run, contextlib.ExitStack() as stack:
+        own = [("grpc.use_local_subchannel_pool", 1)]
+        for number in range(6):
+            channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{run.grpc}", own))
+            try:
+                channel.unary_unary(METHOD)(BODY, timeout=3)
+                taken = True
+            except grpc.RpcError as error:
+                taken = False
+                assert error.code() is grpc.StatusCode.UNAVAILABLE
+            assert taken == (number < 3)
+
+
+@pytest.mark.parametrize("sent", [b"", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 9])
+def test_grpc_connections_that_never_begin_are_closed(sent: bytes) -> None:
+    with running(read_s=0.5) as run:
+        with socket.create_connection(("127.0.0.1", run.grpc), 5) as sock:
+            sock.sendall(sent)
+            began = time.monotonic()
+            with contextlib.suppress(ConnectionResetError):
+                while sock.recv(65536):
+                    pass
+            assert time.monotonic() - began < 4
+        assert send(_grpc(run.grpc)) is Verdict.ACCEPTED
 
 
 def test_a_full_sink_makes_senders_try_again() -> None:
@@ -299,6 +340,7 @@ def test_tokens() -> None:
         for token, verdict in (("wrong", Verdict.REJECTED), ("first", Verdict.ACCEPTED)):
             headers = (("authorization", f"Bearer {token}"),)
             assert send(_grpc(run.grpc, headers)) is verdict
+        run.sent_away({"unauthorized": 3})
 
 
 def test_an_answer_is_otlp() -> None:

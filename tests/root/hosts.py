@@ -166,7 +166,7 @@ class Hosts:
         ready = self.directory / f"collector-{number}.ready"
         argv: list[str | Path] = [
             *wirespan_command(), "collect", "--listen-grpc", f"{HUB}:{port}",
-            "--listen-http", "none", "--ready-file", ready, *flags,
+            "--listen-http", "none", "--open-intake", "--ready-file", ready, *flags,
         ]  # fmt: skip
         collector = self.start("hub", f"collector-{number}", argv)
         collector.wait_for(ready.exists, "the collector is ready", 60.0)

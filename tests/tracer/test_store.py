@@ -131,6 +131,7 @@ def test_the_address_may_come_from_the_environment(monkeypatch: pytest.MonkeyPat
         (("--store-age", "3"), "--store-age: '3'"),
         (("--store-age", "1s"), "--store-age: '1s'"),
         (("--query-address", "localhost"), "--query-address: 'localhost'"),
+        (("--query-address", "0.0.0.0:16686"), "can be reached from other machines"),
         (("--store", "none", "--store-age", "3d"), "--store-age: there is no store"),
         (("--stitch", "cluster"), "--stitch"),
     ],
