@@ -33,6 +33,7 @@ group_test() {
 	need_command curl curl
 	need_command h2load nghttp2-client
 	need_command openssl openssl
+	need_command gcore gdb
 	need_command tcpdump tcpdump
 	need_command mariadbd mariadb-server
 	need_command redis-server redis-server

@@ -47,6 +47,7 @@ from tracer.sampling import Sampler
 from tracer.sampling_options import policy
 from tracer.sinks import Output, Render, Sink, TailHub
 from tracer.spans import Resource
+from tracer.startup import Taken
 
 if TYPE_CHECKING:
     from tracer.store import StoreSink
@@ -74,22 +75,27 @@ RENDERS: Mapping[int, Render] = {
 }
 
 
-def run(options: RunOptions) -> int:
-    """Trace until told to stop. Returns the exit code; raises WirespanError."""
+def run(options: RunOptions, taken: Taken | None = None) -> int:
+    """Trace until told to stop. Returns the exit code; raises WirespanError.
+
+    taken: what startup.begin() took, whose fd becomes this run's to close.
+    """
     sys.setswitchinterval(SWITCH_S)
     make_room()
     with ExitStack() as stack:
-        return Agent(options, stack).run()
+        return Agent(options, stack, taken or Taken()).run()
 
 
 class Agent:
     """One run. Everything that must be undone is on `stack`, in case of failure as well."""
 
-    def __init__(self, options: RunOptions, stack: ExitStack) -> None:
+    def __init__(self, options: RunOptions, stack: ExitStack, taken: Taken) -> None:
         """Load the programs and connect all parts; nothing is attached yet."""
         self._options = options
         self._stop = threading.Event()
         self._failure = ""
+        if taken.stats_fd is not None:
+            stack.callback(os.close, taken.stats_fd)
         environ = environment(options, os.environ)
         if options.ready_file and not Path(options.ready_file).absolute().parent.is_dir():
             raise WirespanError(
@@ -126,8 +132,6 @@ class Agent:
         self._kernel = status.KernelView(kernel)
         stack.callback(self._kernel.close)
         self._loaded = kernel
-        if options.program_stats:
-            stack.callback(os.close, kernel.enable_stats())
 
         self._store_failure = ""
         self._store = self._open_store()

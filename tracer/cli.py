@@ -53,17 +53,22 @@ def report(error: WirespanError) -> None:
 def _dispatch(options: Options) -> int:
     match options:
         case RunOptions():
+            from tracer import startup
             from tracer.kernel import memory
 
             memory.keep_small()
+            # First: what the agent imports starts threads, which would keep their rights.
+            taken = startup.begin(options)
             from tracer import agent
 
-            return agent.run(options)
+            return agent.run(options, taken)
         case ReplayOptions():
             from tracer.replay import command
 
             return command.run(options)
         case CollectOptions():
+            # gRPC's library prints a line for each bad header that anybody sends.
+            os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             from collector import command as collecting
 
             return collecting.collect(options)

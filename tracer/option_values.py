@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from tracer.errors import UsageError
 from tracer.instance import MAX_SOCKET_PATH
+from tracer.kernel.privileges import NUMBERS
 
 MAX_RING_BYTES = 1024 * 1024 * 1024
 MAX_CONNECTIONS = 4_194_304
@@ -147,6 +148,15 @@ def store_age(text: str) -> int:
     if not MIN_STORE_S <= age_s <= MAX_STORE_S:
         raise UsageError(f"--store-age: {text!r} is not an age", "1m to 3650d, for example 12h")
     return age_s
+
+
+def capability(text: str) -> str:
+    """The name of a capability."""
+    if text not in NUMBERS:
+        raise UsageError(
+            f"--keep-capability: {text!r} is no capability", "for example CAP_DAC_READ_SEARCH"
+        )
+    return text
 
 
 def endpoint(text: str) -> str:

@@ -44,6 +44,8 @@ class RunOptions:
     downstream: whether a `wirespan collect` behind the endpoint joins hosts.
     red_metrics: whether rate, errors and durations of what is traced are exported.
     sample: None: as the environment says. keep_slower_ns: 0 for none.
+    user: whom to become; "" for nobody else. keep: capabilities that stay besides those that
+        tracing takes.
     """
 
     include: Selection
@@ -64,6 +66,8 @@ class RunOptions:
     socket: str
     duration_s: float | None
     program_stats: bool
+    user: str = ""
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +191,7 @@ def _add_run(commands: Any) -> None:
         "    OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf wirespan run\n"
         "\n"
         "Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, to find tracepoints,\n"
-        "CAP_DAC_READ_SEARCH; `wirespan doctor` tells.",
+        "CAP_DAC_READ_SEARCH, which --keep-capability keeps; `wirespan doctor` tells.",
     )
     which = run.add_argument_group(
         "what to trace",
@@ -252,6 +256,20 @@ def _add_run(commands: Any) -> None:
         "--max-connections", metavar="N", type=values.count("--max-connections"),
         default=CONNECTIONS,
         help=f"connections followed at one time (default: {CONNECTIONS})",
+    )  # fmt: skip
+    rights = run.add_argument_group(
+        "privileges",
+        "At start every capability but CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE is given up.",
+    )
+    rights.add_argument(
+        "--user", metavar="NAME", type=values.words("--user"),
+        help="become this user; directories of the socket and the store are made for it "
+        "(default: stay who started it)",
+    )  # fmt: skip
+    rights.add_argument(
+        "--keep-capability", metavar="CAP", type=values.capability, action="append", default=[],
+        help="do not give it up; CAP_DAC_READ_SEARCH: to read programs that only their user can, "
+        "CAP_CHECKPOINT_RESTORE: those replaced while they run",
     )  # fmt: skip
     control = run.add_argument_group("control")
     _add_socket(control)
@@ -424,6 +442,8 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         socket=found.control_socket,
         duration_s=found.duration,
         program_stats=found.program_stats,
+        user=found.user or "",
+        keep=tuple(found.keep_capability),
     )
 
 

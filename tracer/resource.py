@@ -21,6 +21,7 @@ from urllib.parse import unquote
 from opentelemetry.sdk.resources import OsResourceDetector
 
 from tracer.errors import UsageError
+from tracer.kernel import sys
 from tracer.spans import AttributeValue
 
 Attributes = tuple[tuple[str, AttributeValue], ...]
@@ -189,6 +190,8 @@ class ProcDirectory:
             self._fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError:
             self._fd = -1
+        name = path.rstrip("/").rpartition("/")[2]
+        self._pid = int(name) if name.isdecimal() else 0
         # After the name, which may hold anything: state, ppid, ... (proc_pid_stat(5)).
         self._stat = self.text("stat").rpartition(")")[2].split()
 
@@ -239,11 +242,23 @@ class ProcDirectory:
     def environment(self) -> dict[str, str]:
         """Return the few variables that are wanted; no other is kept."""
         found = {}
-        for entry in self._bytes("environ", _MAX_ENVIRONMENT_BYTES).split(b"\0"):
+        for entry in self._environment().split(b"\0"):
             name, equals, value = entry.partition(b"=")
             if equals and name in _ENVIRONMENT:
                 found[name.decode()] = value.decode("utf-8", "replace").strip()
         return found
+
+    def _environment(self) -> bytes:
+        """Return it as it was at exec: from a file that is its owner's alone, or from memory."""
+        raw = self._bytes("environ", _MAX_ENVIRONMENT_BYTES)
+        if raw or len(self._stat) < 49:
+            return raw
+        # proc_pid_stat(5): env_start and env_end, fields 50 and 51; 0 where not for us.
+        start, end = int(self._stat[47]), int(self._stat[48])
+        try:
+            return sys.read_process(self._pid, start, min(end - start, _MAX_ENVIRONMENT_BYTES))
+        except OSError:
+            return b""
 
     def package(self, directory: str) -> str:
         """Return the name in the nearest package.json, seen through the process's own root."""

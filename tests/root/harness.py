@@ -268,14 +268,21 @@ def get(port: int, path: str, host: str = "127.0.0.1") -> int:
 class Tracer:
     """A running `wirespan run --output json`, and the spans it has written so far."""
 
-    def __init__(self, directory: Path, *args: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *args: str,
+        env: Mapping[str, str] | None = None,
+        wrap: Callable[[list[str]], list[str]] = list,
+    ) -> None:
+        """wrap: makes of the command line one that runs it in another way."""
         directory.mkdir(parents=True, exist_ok=True)
         self.output = directory / "spans.jsonl"
         self.ready_file = directory / "ready"
         self.control = directory / "control.sock"
         self.argv = [*wirespan_command(), "run", "--output", "json", "--store", "none"]
         self.argv += ["--ready-file", str(self.ready_file), "--control-socket", str(self.control)]
-        self.argv += args
+        self.argv = wrap([*self.argv, *args])
         with self.output.open("wb") as out:
             self.process = Process(
                 self.argv,

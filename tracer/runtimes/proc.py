@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
+from tracer.kernel import sys
 from tracer.runtimes.elf import Elf
 
 
@@ -30,9 +30,17 @@ class Mapping:
     def file(self, pid: int, root: Path = Path("/proc")) -> Path:
         """Return a path to the file that works here, also into containers, while pid lives."""
         exact = root / str(pid) / "map_files" / f"{self.start:x}-{self.end:x}"
-        if os.access(exact, os.R_OK):  # needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN
+        # Needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN.
+        if os.access(exact, os.R_OK, effective_ids=True):
             return exact
-        return root / str(pid) / "root" / self.path.lstrip("/")
+        named = root / str(pid) / "root" / self.path.lstrip("/")
+        # Through this link the directories on the way are not asked for leave.
+        executable = root / str(pid) / "exe"
+        with suppress(OSError):
+            readable = os.access(named, os.R_OK, effective_ids=True)
+            if not readable and os.readlink(executable) == self.path:
+                return executable
+        return named
 
 
 def mappings(pid: int, root: Path = Path("/proc")) -> list[Mapping]:
@@ -50,27 +58,19 @@ def mappings(pid: int, root: Path = Path("/proc")) -> list[Mapping]:
 
 
 class Memory:
-    """A process's memory. Every reading method raises OSError where nothing is mapped."""
+    """A process's memory. Every reading method raises OSError where nothing is mapped.
 
-    def __init__(self, pid: int, root: Path = Path("/proc")) -> None:
-        self._fd = os.open(root / str(pid) / "mem", os.O_RDONLY | os.O_CLOEXEC)
+    Not by /proc/PID/mem: that file is its owner's alone, whatever CAP_SYS_PTRACE allows.
+    """
 
-    def __enter__(self) -> Memory:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._fd)
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
 
     def read(self, address: int, size: int) -> bytes:
         """Return exactly `size` bytes."""
         if not 0 < address < 1 << 63:
             raise OSError(14, f"no memory at {address:#x}")
-        raw = os.pread(self._fd, size, address)
+        raw = sys.read_process(self._pid, address, size)
         if len(raw) != size:
             raise OSError(14, f"no memory at {address:#x}")
         return raw

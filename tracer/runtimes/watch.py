@@ -121,6 +121,9 @@ class Runtimes:
                 status = os.stat(path)
                 key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
                 image = self._image(key, path, mapping)
+            except PermissionError:
+                result = result or _unreadable(pid, mapping, path)
+                continue
             except (OSError, ElfError):
                 continue
             file = (status.st_dev, status.st_ino)
@@ -155,8 +158,7 @@ class Runtimes:
         try:
             with opened(path) as elf:
                 base = elf.base(mapping.start, mapping.offset) if elf.is_pie else 0
-            with Memory(pid, self._proc) as memory:
-                return Found(pid, cpython.inspect(image, base, memory), "", file, path, True)
+            return Found(pid, cpython.inspect(image, base, Memory(pid)), "", file, path, True)
         except cpython.NotReady:
             return Found(pid, None, "the interpreter is starting", file, path, True, ready=False)
         except cpython.Unfit as error:
@@ -175,6 +177,12 @@ def _read(elf: Elf, mapping: Mapping) -> _Image:
         return str(error)
     except ElfError as error:
         return f"{mapping.name}: {error}"
+
+
+def _unreadable(pid: int, mapping: Mapping, path: Path) -> Found:
+    """Say that this user may not read a file, whose own identity is then not known either."""
+    reason = "this user may not (--keep-capability CAP_DAC_READ_SEARCH)"
+    return Found(pid, None, reason, (-1, hash(mapping.path)), path, False)
 
 
 def _not_first(found: Found) -> Found:

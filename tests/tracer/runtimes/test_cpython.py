@@ -121,12 +121,12 @@ def test_contexts_of_threads(version: str, arguments: tuple[str, ...]) -> None:
         assert runtime.version[:2] == tuple(map(int, version.split(".")[:2]))
         assert not runtime.free_threaded
         assert runtime.copy_current is not None
-        with Memory(pid) as memory:
-            threads = walk(runtime, memory)
-            for thread, state, context in truth:
-                assert threads[thread] == (state, context)
-                if runtime.tls_tstate is not None:
-                    assert memory.u64(thread + runtime.tls_tstate) == state
+        memory = Memory(pid)
+        threads = walk(runtime, memory)
+        for thread, state, context in truth:
+            assert threads[thread] == (state, context)
+            if runtime.tls_tstate is not None:
+                assert memory.u64(thread + runtime.tls_tstate) == state
 
 
 @pytest.mark.parametrize("version", UNKNOWN)
