@@ -216,7 +216,8 @@ class Exporter:
     def _take(self) -> list[_Queued]:
         """Wait for a request's worth of spans, or for the first to become old.
 
-        Returns no more than a request's worth, and nothing once closed and empty.
+        Returns no more than a request's worth, in whole batches as long as they are no larger:
+        a part of one costs nearly what a whole one does. Nothing once closed and empty.
         """
         limits = self._limits
         with self._changed:
@@ -231,8 +232,10 @@ class Exporter:
             taken: list[_Queued] = []
             room = limits.request_spans
             while self._queue and room > 0:
+                count = len(self._queue[0].batch)
+                if taken and count > room and count <= limits.request_spans:
+                    break
                 item = self._queue.popleft()
-                count = len(item.batch)
                 if count > room:
                     rest = _slice(item.batch, room, count)
                     self._queue.appendleft(replace(item, batch=rest))

@@ -40,7 +40,8 @@ class Limits:
     """Bounds of the exporter.
 
     queue_spans, queue_bytes: what may wait, requests under way included.
-    request_spans, request_bytes: one request; gRPC receivers refuse more than 4 MiB.
+    request_spans, request_bytes: one request; gRPC receivers refuse more than 4 MiB, and
+        each is held several times over while it is sent.
     delay_s: how long a span waits for others to share its request.
     backoff_initial_s, backoff_max_s: before a retry, doubled each time, then halved at
         random at most.
@@ -49,9 +50,9 @@ class Limits:
 
     queue_spans: int = 65_536
     queue_bytes: int = 32 << 20
-    request_spans: int = 8_192
+    request_spans: int = 4_096
     request_bytes: int = 4_000_000
-    delay_s: float = 0.2
+    delay_s: float = 0.1
     backoff_initial_s: float = 0.25
     backoff_max_s: float = 5.0
     retry_s: float = 60.0

@@ -117,6 +117,8 @@ class Encoder:
         self._scope = field(b"\x0a", scope)
         self._max_shapes = max_shapes
         self._shapes = ShapeTables(())
+        # Requests are laid out here: what is used again and again is in the caches.
+        self._out: Bytes = np.empty(0, np.uint8)
 
     @property
     def cached_shapes(self) -> int:
@@ -191,7 +193,10 @@ class Encoder:
             openings.append(b"\x0a" + varint(total) + described + b"\x12" + spans + self._scope)
         sizes = np.array([len(opening) for opening in openings])
         gaps = np.cumsum(sizes)
-        out = np.empty(int(ends[-1] + gaps[-1]), np.uint8)
+        size = int(ends[-1] + gaps[-1])
+        if size > len(self._out):
+            self._out = np.empty(size, np.uint8)
+        out = self._out[:size]
         starts = np.cumsum(bodies) - bodies + gaps - sizes
         for start, opening in zip(starts.tolist(), openings, strict=True):
             out[start : start + len(opening)] = np.frombuffer(opening, np.uint8)
