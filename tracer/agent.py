@@ -6,6 +6,7 @@ The only module that knows all the others.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import re
 import secrets
@@ -32,6 +33,7 @@ from tracer.export import Exporter
 from tracer.export_config import ExportConfig
 from tracer.flows import Reassembler
 from tracer.instance import InstanceLock
+from tracer.kernel import memory
 from tracer.kernel.loader import Filters, Kernel, Settings
 from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
@@ -179,6 +181,7 @@ class Agent:
             stitch=self._stitcher,
             observe=meter.observe if meter else None,
             sample=self._sampler,
+            rest=memory.give_back,
         )
         self._control = ControlServer(
             options.socket,
@@ -216,6 +219,9 @@ class Agent:
                     self._metrics.start()
                 self._contexts.start()
                 self._loaded.attach()
+                # What is there by now stays: not to be looked through time and again.
+                gc.collect()
+                gc.freeze()
                 self._banner()
                 with _ready_file(self._options.ready_file):
                     self._wait()

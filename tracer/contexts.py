@@ -7,6 +7,7 @@ begins, and again after each exec; children of fork inherit, in the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import struct
@@ -49,6 +50,7 @@ EVENT_LOOPS = {"nginx": TURNS | CONNECTS, "haproxy": TURNS, "envoy": TURNS}
 # An interpreter that was just exec'ed needs a while until it can be read, in seconds.
 _AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _QUEUE = 4096
+_NOBODY = 0  # no process: wakes the thread up
 
 
 def value_of(found: Found) -> bytes:
@@ -170,6 +172,8 @@ class Contexts:
         """Take all uprobes off."""
         self._stop.set()
         if self._thread.is_alive():
+            with contextlib.suppress(queue.Full):  # then it has something to wake up for
+                self._queue.put_nowait(_NOBODY)
             self._thread.join()
         uprobes.take_off(self._probes)
         self._probes.clear()
@@ -182,8 +186,10 @@ class Contexts:
             for _, pid, tried in due:
                 self._look(pid, tried)
             try:
-                pid = self._queue.get(timeout=0.05 if self._later else 0.2)
+                pid = self._queue.get(timeout=0.05 if self._later else None)
             except queue.Empty:
+                continue
+            if pid == _NOBODY:
                 continue
             # A child forked before its parent was known inherited nothing.
             for each in (pid, *_children(pid)):

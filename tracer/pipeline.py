@@ -30,15 +30,18 @@ BUFFER_BYTES = 128 * 1024 * 1024
 # Above this fill of the buffer the worker lags.
 BUSY_FILL = 0.05
 # Records per copy: the ring's space is free again after each.
-READ_RECORDS = 4_096
-# Records per batch of spans: beyond this, larger batches save nothing and add latency.
-BATCH_RECORDS = 8_192
-# How often, at least, spans that wait for their trace are looked at, in seconds.
-FLUSH_S = 0.1
+READ_RECORDS = 2_048
+# Records per batch of spans: beyond this, larger batches save little and take more memory.
+BATCH_RECORDS = 4_096
+# How often, at least, spans that wait for their trace are looked at, in seconds; none do when
+# nothing is traced, and then nobody wakes up for them.
+FLUSH_S = 0.03
 # How long to leave the ring alone. Each visit costs about as much as a hundred records,
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
 FEW_RECORDS, MANY_RECORDS = 1_024, 4_096
+# So long after the last batch of many, memory that is free is given back, in seconds.
+REST_S, MUCH_RECORDS = 1.0, 256
 
 
 class RingLike(Protocol):
@@ -59,6 +62,9 @@ class RingLike(Protocol):
 
 class Stitch(Protocol):
     """What of tracer.link.stitch.Stitcher is used here; times are CLOCK_MONOTONIC ns."""
+
+    def __len__(self) -> int:
+        """How many spans wait."""
 
     def feed(self, batch: SpanBatch, now_ns: int) -> Sequence[SpanBatch]:
         """Take in spans; return those that need wait no more."""
@@ -84,6 +90,7 @@ class Pipeline:
     stitch: gives spans their traces and parents; None: they go out as they are.
     observe: is shown each batch, once, before any span of it is left out; must not raise.
     sample: lets go of what the stitcher's sampler has decided to; None: nothing.
+    rest: called once when little is left to do, after there was much.
     """
 
     def __init__(
@@ -97,6 +104,7 @@ class Pipeline:
         stitch: Stitch | None = None,
         observe: Callable[[SpanBatch], None] | None = None,
         sample: Sample | None = None,
+        rest: Callable[[], None] | None = None,
     ) -> None:
         self._ring = ring
         self._feed = feed
@@ -106,6 +114,7 @@ class Pipeline:
         self._stitch = stitch
         self._observe = observe
         self._sample = sample
+        self._rest = rest
         self._buffer: BoundedQueue[Records] = BoundedQueue(buffer_bytes)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
@@ -198,15 +207,23 @@ class Pipeline:
 
     def _work(self) -> None:
         size = 0
-        wait = FLUSH_S if self._stitch is not None else None
+        rest_at = time.monotonic() + REST_S
         while not self._buffer.closed:
+            wait = FLUSH_S if self._stitch is not None and len(self._stitch) else None
+            if wait is None and rest_at < float("inf"):
+                wait = REST_S
             chunks = self._buffer.get_up_to(size, wait)
-            if not chunks:
+            if chunks:
+                records = join(chunks)
+                size = records.itemsize * BATCH_RECORDS
+                self._try(partial(self._make, records), len(records))
+                if len(records) >= MUCH_RECORDS:
+                    rest_at = time.monotonic() + REST_S
+            else:
                 self._try(self._stitched_late, 0)
-                continue
-            records = join(chunks)
-            size = records.itemsize * BATCH_RECORDS
-            self._try(partial(self._make, records), len(records))
+            if self._rest is not None and time.monotonic() >= rest_at:
+                rest_at = float("inf")
+                self._rest()
         self._try(partial(self._stitched_late, all=True), 0)
 
     def _make(self, records: Records) -> Sequence[SpanBatch]:

@@ -165,12 +165,17 @@ class Waiting:
     def __init__(self, wait_ns: int) -> None:
         self._wait_ns = wait_ns
         self._held: list[tuple[int, SpanBatch]] = []
+        self.flushed = 0
+
+    def __len__(self) -> int:
+        return len(self._held)
 
     def feed(self, batch: SpanBatch, now_ns: int) -> list[SpanBatch]:
         self._held.append((now_ns, batch))
         return self.flush(now_ns)
 
     def flush(self, now_ns: int, all: bool = False) -> list[SpanBatch]:
+        self.flushed += 1
         ready = [one for came, one in self._held if all or came + self._wait_ns <= now_ns]
         self._held = self._held[len(ready) :]
         return ready
@@ -178,11 +183,19 @@ class Waiting:
 
 def test_spans_that_wait_leave_without_new_records_and_at_the_end() -> None:
     ring, sink = FakeRing(100), Collected()
-    pipe = Pipeline(ring, feed, lambda: 7, [sink], print, stitch=Waiting(150_000_000))
+    waiting, rests = Waiting(150_000_000), []
+    pipe = Pipeline(
+        ring, feed, lambda: 7, [sink], print, stitch=waiting, rest=lambda: rests.append(1)
+    )
     pipe.start()
     ring.write(10)
     wait_until(lambda: len(sink.numbers()) == 10)
     assert (pipe.batches, pipe.server_spans) == (len(sink.batches), 5)
+    # Nothing is looked at for nothing, save once to give memory back.
+    wait_until(lambda: rests == [1])
+    before = waiting.flushed
+    time.sleep(0.3)
+    assert waiting.flushed == before
     ring.write(10)
     wait_until(lambda: pipe.records == 20)
     pipe.stop(DEADLINE)
