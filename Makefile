@@ -44,6 +44,7 @@ run: build mounts ## set up, build and trace this host (ARGS="--port 80 --output
 
 .PHONY: build
 build: $(OBJECTS) $(VENV)/bin/wirespan ## eBPF objects and the command, .venv/bin/wirespan
+	@$(VENV)/bin/python -m compileall -q tracer collector proto # as pip does for what it installs
 
 .PHONY: wheel
 wheel: build ## a wheel in dist/ with the compiled objects inside

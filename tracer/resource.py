@@ -18,8 +18,6 @@ from importlib import metadata
 from typing import Any
 from urllib.parse import unquote
 
-from opentelemetry.sdk.resources import OsResourceDetector
-
 from tracer.errors import UsageError
 from tracer.kernel import sys
 from tracer.spans import AttributeValue
@@ -124,8 +122,8 @@ def _detected(root: str) -> dict[str, AttributeValue]:
             attributes["host.id"] = machine_id
             break
     attributes["host.arch"] = _ARCHITECTURES.get(kernel.machine, kernel.machine)
-    for key, value in OsResourceDetector().detect().attributes.items():
-        attributes[key] = str(value)
+    attributes["os.type"] = kernel.sysname.lower()
+    attributes["os.version"] = kernel.release
     attributes["telemetry.distro.name"] = DISTRIBUTION
     if version := _version():
         attributes["telemetry.distro.version"] = version
