@@ -70,7 +70,7 @@ class HttpBackend(Backend):
                     body = gzip.decompress(body)
                 if self.path == "/v1/traces":
                     backend.take(trace_service_pb2.ExportTraceServiceRequest.FromString(body))
-                else:
+                elif self.path == "/v1/metrics":
                     backend.take_metrics(
                         metrics_service_pb2.ExportMetricsServiceRequest.FromString(body)
                     )
