@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from bench import latency, loads, others, pipeline, report, rounds, wrk
+from bench import latency, loads, others, pipeline, report, rounds, stored, wrk
 from bench.compare import rounds as compare
 from bench.files import save
 from bench.machine import Machine
@@ -34,6 +34,7 @@ PHASES = {
     "others": "cost to system calls that are not traced",
     "idle": "the tracer's CPU time with nothing to trace",
     "latency": "exchange's end to span in the receiver",
+    "store": "memory with the embedded collector and its store",
     "pipeline": "the user-space pipeline alone",
     "compare": "beside OpenTelemetry's SDK and Envoy",
 }
@@ -133,6 +134,9 @@ def _run(options: argparse.Namespace, command: str) -> Results:
         def run_latency() -> None:
             results.latency = latency.run(nginx, sink, 2.0 if quick else 10.0)
 
+        def run_store() -> None:
+            results.stored = stored.run(nginx, 2.0 if quick else 10.0)
+
         def run_pipeline() -> None:
             traffic = _capture(nginx, load.connections, directory, 2 if quick else 3)
             results.pipeline = pipeline.run(traffic, min(turns, 3), 50_000 if quick else 1_000_000)
@@ -149,6 +153,7 @@ def _run(options: argparse.Namespace, command: str) -> Results:
             "others": run_others,
             "idle": run_idle,
             "latency": run_latency,
+            "store": run_store,
             "pipeline": run_pipeline,
             "compare": run_compare,
         }

@@ -11,6 +11,7 @@ from bench.others import EMPTY, EXCLUDED, KINDS, UNTRACED
 from bench.plot import Bar, bars
 from bench.results import Results
 from bench.rounds import Pair, Programs, Round, Traced, compare, side_of, traced_only
+from bench.stored import REQUESTS_PER_S
 from bench.targets import Measured, Target, judged
 
 MIB = 2**20
@@ -28,7 +29,7 @@ def page(results: Results, plots: Mapping[str, str]) -> str:
         parts.append(_programs(results.programs))
     if results.others:
         parts.append(_others(results))
-    if results.latency or results.idle:
+    if results.latency or results.idle or results.stored:
         parts.append(_quiet(results))
     if results.pipeline:
         parts.append(_pipeline(results))
@@ -264,6 +265,14 @@ def _quiet(results: Results) -> str:
             (
                 f"tracer's CPU with nothing to trace ({idle.spans} spans), but {busy}",
                 f"{idle.percent:.3f} % of a core",
+            )
+        )
+    if held := results.stored:
+        at = f"{REQUESTS_PER_S} requests/s for {held.seconds:.0f} s"
+        rows.append(
+            (
+                f"resident memory with the embedded collector and its store ({at})",
+                f"{held.memory.resident / 1e6:.1f} MB",
             )
         )
     return paragraphs("## Little load and none", table(("", ""), rows))

@@ -12,6 +12,7 @@ from bench.machine import Machine
 from bench.others import Call, Idle
 from bench.pipeline import Cost
 from bench.rounds import Load, Programs, Round
+from bench.stored import Stored
 
 
 @dataclass(slots=True)
@@ -26,6 +27,7 @@ class Results:
     others: dict[str, Call] = dataclasses.field(default_factory=dict)
     idle: Idle | None = None
     latency: Latency | None = None
+    stored: Stored | None = None
     pipeline: dict[str, Cost] = dataclasses.field(default_factory=dict)
     compared: Comparison | None = None
 

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from bench import empty, latency, markdown, others, pipeline, plot, report, rounds, wrk
+from bench import empty, latency, markdown, others, pipeline, plot, report, rounds, stored, wrk
 from bench.figures import Figure, percentile
 from bench.machine import Machine
 from bench.nginx import PATH, Nginx
@@ -279,6 +279,7 @@ def full_results() -> Results:
         },
         others.Idle(2.0, 4_000_000, 1000, 0),
         latency.Latency(50, 500, 200.0, 300.0, 310.0, 1.5),
+        stored.Stored(10.0, Memory(161_000_000, 170_000_000, 8_000_000), {"store_spans": 9}),
         {"one path": pipeline.Cost(*[figure] * 6, 600.0)},
     )
 
@@ -318,6 +319,7 @@ def test_targets_are_judged_by_the_results() -> None:
     assert first["nginx, CPU per request, traced / untraced"] == "**missed**"
     assert first["nginx and wrk at their most, both sides traced"] == "met"
     assert first["memory of BPF maps"] == "**missed**"
+    assert first["resident memory with the embedded collector"] == "**missed**"
     assert first["the user-space pipeline alone, one core"] == "**missed**"
     assert results.latency and results.programs
     results.rounds = some_rounds()
