@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from bench.faults import page
 from bench.faults.__main__ import choose, main
+from bench.faults.backend import HTTP, PARTLY_REJECTED, Backend, Mode
 from bench.faults.load import Load
 from bench.faults.scene import Outcome
 from bench.faults.seen import count
@@ -63,6 +67,23 @@ def test_a_load_counts_what_fails(tmp_path: Path) -> None:
     unanswered = int((made.requests["status"] == 0).sum())
     assert made.failed > unanswered, "a connection that is refused is no request"
     assert np.count_nonzero(made.requests["begun"]) == len(made) > 20
+
+
+@pytest.mark.parametrize("mode", [Mode.ACCEPT, Mode.REJECT, Mode.PARTIAL])
+def test_a_backend_keeps_what_it_accepted(mode: Mode) -> None:
+    backend = Backend(HTTP)
+    backend.mode = mode
+    try:
+        for path in ("traces", "metrics"):
+            url = f"http://127.0.0.1:{backend.port}/v1/{path}"
+            with contextlib.suppress(urllib.error.HTTPError):
+                urllib.request.urlopen(url, body("/fault/00000000"), 10).close()
+        kept = list(backend.bodies())
+    finally:
+        backend.close()
+    assert backend.requests == 1, "metrics are no spans"
+    assert kept == ([] if mode is Mode.REJECT else [body("/fault/00000000")])
+    assert backend.rejected == (PARTLY_REJECTED if mode is Mode.PARTIAL else 0)
 
 
 def test_the_page_keeps_what_it_had(tmp_path: Path) -> None:

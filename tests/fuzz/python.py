@@ -13,7 +13,12 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["hpack", "dpkt", "tracer.protocols", "tracer.replay"]):
+from tracer.errors import WirespanError
+
+# Of dpkt what is called alone, for instrumenting takes a while.
+with atheris.instrument_imports(
+    include=["hpack", "dpkt.dpkt", "dpkt.pcap", "dpkt.pcapng", "tracer.protocols", "tracer.replay"]
+):
     from hpack import Decoder, Encoder, HPACKError
     from hpack.exceptions import OversizedHeaderListError
 
@@ -27,9 +32,6 @@ with atheris.instrument_imports(include=["hpack", "dpkt", "tracer.protocols", "t
     from tracer.replay.capture import Capture
     from tracer.replay.packet import Segment, segment_of
     from tracer.replay.tcp import Streams
-
-from tests.tracer import captures
-from tracer.errors import WirespanError
 
 UNREADABLE: Headers = ((UNKNOWN, UNKNOWN),)
 
@@ -115,6 +117,9 @@ def hpack_seeds() -> Iterator[bytes]:
 
 
 def capture_seeds() -> Iterator[bytes]:
+    # Not before: it imports what is to be instrumented.
+    from tests.tracer import captures
+
     turns = [(0, b"GET / HTTP/1.1\r\n\r\n"), (1, b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 200)]
     segments = captures.conversation(turns)
     for link in ("ethernet", "vlan", "qinq", "sll", "sll2", "raw", "null", "loop"):
