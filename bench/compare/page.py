@@ -44,7 +44,9 @@ def section(compared: Comparison, plot: str) -> str:
         *picture,
         "### At their most",
         "Spans are those that have come to the receiver: less than a whole number of them a "
-        f"request, and some are lost. Losses that the tracer counted: {_losses(compared)}.",
+        f"request, and some are lost. Losses that the tracer counted: {_losses(compared)}. "
+        f"Of all its spans {_others(compared):.1f} % were of other traffic on this host; what they "
+        "cost is in its figures.",
         table(
             (
                 *("", "application, CPU us", "whole path, CPU us", "whole path / none"),
@@ -154,6 +156,19 @@ def _losses(compared: Comparison) -> str:
         for name, number in turn.losses.items()
     ]
     return ", ".join(found) or "none"
+
+
+def _others(compared: Comparison) -> float:
+    """Return the share of the tracer's spans that were not of the loads, in %."""
+    samples = [
+        sample
+        for turn in compared.turns
+        if turn.way == WIRESPAN
+        for sample in (turn.most, turn.rate)
+        if sample
+    ]
+    others = sum(sample.others for sample in samples)
+    return 100 * others / max(1, others + sum(sample.spans for sample in samples))
 
 
 def _rows(compared: Comparison, services: tuple[str, ...]) -> Iterator[tuple[str, list[Turn]]]:

@@ -40,7 +40,7 @@ class Sample:
 
     requests: answered; seconds: of the load; app_ns, added_ns, load_ns: CPU time of the
     application's processes, of what a way adds beside them (sidecar, tracer), of the load.
-    spans: of these requests that came to the sink.
+    spans: of these requests that came to the sink; others: all others that did meanwhile.
     latency_us: at a fixed rate, (p50, p99) by service; else empty.
     """
 
@@ -50,6 +50,7 @@ class Sample:
     added_ns: int
     load_ns: int
     spans: int
+    others: int
     latency_us: dict[str, tuple[float, float]]
 
     @property
@@ -178,7 +179,7 @@ class _Bench:
         added = [*self._sidecars(), *([self.tracer.pid] if self.tracer else [])]
         app_ns, added_ns, load_ns = _cpu(app), _cpu(added), cpu_ns(self.load.pid)
         answered = self.load.ask(seconds, targets)
-        spans = self._spans(answered)
+        spans, others = self._spans(answered)
         app_ns, added_ns = _cpu(app) - app_ns, _cpu(added) - added_ns
         load_ns = cpu_ns(self.load.pid) - load_ns
         late = {
@@ -192,23 +193,28 @@ class _Bench:
             added_ns,
             load_ns,
             spans,
+            others,
             {n: (percentile(us, 50), percentile(us, 99)) for n, us in late.items() if us},
         )
 
-    def _spans(self, answered: Sequence[Answered]) -> int:
-        """Count the spans that have come, until they are as many as there must be or no more do."""
+    def _spans(self, answered: Sequence[Answered]) -> tuple[int, int]:
+        """Count spans that come, until they are as many as there must be or no more do.
+
+        Returns how many are of these requests, and all others.
+        """
         places = [service.places[self.way] for service in self.services]
         expected = sum(
             each.requests * place.spans for each, place in zip(answered, places, strict=True)
         )
-        found, last = 0, time.monotonic()
+        found, total, last = 0, 0, time.monotonic()
         while found < expected and time.monotonic() - last < LATE_S:
             time.sleep(LOOK_S)
             got = self.sink.collect(*(place.port for place in places))
             # The tracer's are those of the whole host, and only they all name the server's port.
+            total += got.total
             if more := got.server + got.client if self.tracer else got.total:
                 found, last = found + more, time.monotonic()
-        return found
+        return found, total - found
 
 
 def _cpu(pids: Sequence[int]) -> int:

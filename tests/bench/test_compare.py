@@ -42,7 +42,7 @@ def sample(names: tuple[str, ...], way: str, scale: int) -> Sample:
     """100 requests of `scale` x 100 us of the application, 20 more with the SDK in it."""
     app_us = 100 * scale + (20 if way == OTEL else 0)
     return Sample(
-        100, 2.0, app_us * 100_000, ADDED_US[way] * 100_000, 7, 200 if way == WIRESPAN else 0,
+        100, 2.0, app_us * 100_000, ADDED_US[way] * 100_000, 7, 200 if way == WIRESPAN else 0, 50,
         dict.fromkeys(names, (1500.0, 2500.0)),
     )  # fmt: skip
 
@@ -78,6 +78,7 @@ def test_page_and_plot() -> None:
     words = " ".join(text.split())
     assert "OTel SDK 2.0 (2.0) times with Flask, 2.0 (2.0) times with FastAPI; Envoy 4.0" in words
     assert "gap 1 with nginx, gap 1 with Flask" in words
+    assert "20.0 % were of other traffic" in words
     rows = {
         line.split("|")[1].strip(): [cell.strip() for cell in line.split("|")[2:-1]]
         for line in text.splitlines()
