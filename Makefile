@@ -55,6 +55,13 @@ wheel: build ## a wheel in dist/ with the compiled objects inside
 		--config-settings=--build-option=--plat-name=linux_$(MACHINE) .
 	@ls -1 dist/*.whl
 
+.PHONY: java-agent
+java-agent: packages ## the JVM's opt-in agent, dist/wirespan-agent.jar (docs/howto/java.md)
+	$(call say,Java agent)
+	@mkdir -p dist
+	@cp "$$(scripts/java_agent.sh)" dist/
+	@ls -1 dist/wirespan-agent.jar
+
 ##@ Develop
 .PHONY: test
 test: setup build check ## set up, build, check and run every test
@@ -148,7 +155,7 @@ setup: packages $(VENV)/.dev go mounts
 # One apt run for all that the goals need.
 GROUPS := build \
 	$(if $(filter check% fix lock setup test% bench faults truth jaeger,$(MAKECMDGOALS)),check) \
-	$(if $(filter setup test% bench faults truth jaeger,$(MAKECMDGOALS)),test) \
+	$(if $(filter setup test% bench faults truth jaeger java-agent,$(MAKECMDGOALS)),test) \
 	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz)
 MISSING := $(shell scripts/packages.sh missing $(GROUPS))
 

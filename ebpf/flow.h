@@ -92,7 +92,7 @@ enum flow_evidence {
 	FLOW_EVIDENCE_GOROUTINE = 5, /* Go's goroutine, or the one that started it */
 	FLOW_EVIDENCE_WAKEUP = 6,    /* its thread then woke the one that waited for it; with
 				      * no parent: that may yet come, as a FLOW_HANDOVER */
-	FLOW_EVIDENCE_ASYNC = 7,     /* Node's async id */
+	FLOW_EVIDENCE_ASYNC = 7,     /* the runtime said so: Node's preload, the JVM's agent */
 };
 
 /* Slots of flow_record.fields: where in text[] a string lies. */

@@ -427,11 +427,15 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 	if (!hint && stream) { /* the connection's first request may be a stream's */
 		sk = io->sk;
 		hint = bpf_map_lookup_elem(&hints, &sk);
+		if (hint && hint->evidence == FLOW_EVIDENCE_ASYNC)
+			hint = NULL; /* of several streams, which one is meant? */
 	}
 	if (hint && hint->ino == io->ino) {
 		io->cause = hint->cause;
 		evidence = hint->evidence;
 		bpf_map_delete_elem(&hints, &sk);
+		if (evidence == FLOW_EVIDENCE_ASYNC && !io->cause.id)
+			return 0; /* its runtime says that it is nobody's */
 		if (evidence != FLOW_EVIDENCE_CONNECT)
 			goto found;
 		if (cause_live(&io->cause))

@@ -141,31 +141,19 @@ int enter_futex(struct trace_event_raw_sys_enter *ctx)
 	return 0;
 }
 
-/* ---- Node.js with its preload ------------------------------------------------------------ */
+/* ---- runtimes that tell ------------------------------------------------------------------ */
 
 /*
- * deploy/node/wirespan.cjs tells which request a call is made for: it reads from /dev/null at
- * this offset, and the first buffer is a node_mark.
+ * Node's preload and the JVM's agent (deploy/) tell for whom a request is about to be sent, in
+ * numbers that they give to the requests they serve, by system calls that do nothing.
  */
-#define NODE_MARK_OFFSET 0x574952455350ULL /* "WIRESP" */
-#define NODE_MARK_MAGIC 0x77736e31	   /* "wsn1" */
-
-enum node_mark_op {
-	NODE_MARK_SERVE = 1, /* this request is being served from now on */
-	NODE_MARK_CALL = 2,  /* a request is about to be sent */
-};
-
-struct node_mark {
-	__u32 magic;
-	__u32 op; /* enum node_mark_op */
-	__u32 fd;
-	__u32 stream; /* HTTP/2; 0: none */
-	__u32 number; /* of the request that is served; 0: none */
-	__u32 thread; /* that gave the number */
+enum mark_op {
+	MARK_SERVE = 1, /* this request is being served from now on */
+	MARK_CALL = 2,	/* a request is about to be sent */
 };
 
 /* The exchange in hand on a server's connection, or on a stream of it. */
-static __always_inline void node_serve(const struct io *io, const struct context_key *key,
+static __always_inline void mark_serve(const struct io *io, const struct context_key *key,
 				       __u32 stream)
 {
 	struct context known = { .cause.sk = io->sk };
@@ -193,7 +181,7 @@ static __always_inline void node_serve(const struct io *io, const struct context
 }
 
 /* Taken as it is by link_call(); of a call that is nobody's, nothing else is asked. */
-static __always_inline void node_call(const struct io *io, const struct context_key *key,
+static __always_inline void mark_call(const struct io *io, const struct context_key *key,
 				      __u32 stream)
 {
 	struct hint hint = { .ino = io->ino, .evidence = FLOW_EVIDENCE_ASYNC }, *old;
@@ -213,13 +201,45 @@ static __always_inline void node_call(const struct io *io, const struct context_
 	bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
 }
 
+static __always_inline int marked(__u32 op, __u32 fd, __u32 stream, __u64 number)
+{
+	struct context_key key = { .context = number };
+	struct io *io;
+
+	key.tgid = bpf_get_current_pid_tgid() >> 32;
+	if (op == MARK_SERVE)
+		bpf_map_delete_elem(&contexts, &key); /* of a process that had the same id */
+	io = io_get();
+	if (!io || !sock_of_fd(io, fd))
+		return 0;
+	if (op == MARK_SERVE)
+		mark_serve(io, &key, stream);
+	else if (op == MARK_CALL)
+		mark_call(io, &key, stream);
+	return 0;
+}
+
+/*
+ * deploy/node/wirespan.cjs reads from /dev/null at this offset, and the first buffer is a
+ * node_mark.
+ */
+#define NODE_MARK_OFFSET 0x574952455350ULL /* "WIRESP" */
+#define NODE_MARK_MAGIC 0x77736e31	   /* "wsn1" */
+
+struct node_mark {
+	__u32 magic;
+	__u32 op; /* enum mark_op */
+	__u32 fd;
+	__u32 stream; /* HTTP/2; 0: none */
+	__u32 number; /* of the request that is served; 0: none */
+	__u32 thread; /* that gave the number */
+};
+
 SEC("tracepoint/syscalls/sys_enter_preadv")
 int enter_preadv(struct trace_event_raw_sys_enter *ctx)
 {
-	struct context_key key = {};
 	struct user_iovec first;
 	struct node_mark mark;
-	struct io *io;
 
 	if (ctx->args[3] != NODE_MARK_OFFSET || !cfg_ready || !cfg_link ||
 	    bpf_probe_read_user(&first, sizeof(first), (void *)ctx->args[1]) ||
@@ -227,18 +247,25 @@ int enter_preadv(struct trace_event_raw_sys_enter *ctx)
 	    bpf_probe_read_user(&mark, sizeof(mark), (void *)first.base) ||
 	    mark.magic != NODE_MARK_MAGIC)
 		return 0;
-	key.context = (__u64)mark.thread << 32 | mark.number;
-	key.tgid = bpf_get_current_pid_tgid() >> 32;
-	if (mark.op == NODE_MARK_SERVE)
-		bpf_map_delete_elem(&contexts, &key); /* of a process that had the same id */
-	io = io_get();
-	if (!io || !sock_of_fd(io, mark.fd))
+	return marked(mark.op, mark.fd, mark.stream, (__u64)mark.thread << 32 | mark.number);
+}
+
+/*
+ * deploy/java's agent flushes nothing: a length that the kernel rounds up to 0, and an address
+ * that is a descriptor and a number.
+ */
+#define JVM_MARK_LENGTH (-0x570ULL) /* less enum mark_op */
+#define JVM_MARK_FD 44
+#define JVM_MARK_NUMBER 12
+
+SEC("tracepoint/syscalls/sys_enter_msync")
+int enter_msync(struct trace_event_raw_sys_enter *ctx)
+{
+	__u64 op = JVM_MARK_LENGTH - ctx->args[1];
+
+	if ((op != MARK_SERVE && op != MARK_CALL) || !cfg_ready || !cfg_link)
 		return 0;
-	if (mark.op == NODE_MARK_SERVE)
-		node_serve(io, &key, mark.stream);
-	else if (mark.op == NODE_MARK_CALL)
-		node_call(io, &key, mark.stream);
-	return 0;
+	return marked(op, ctx->args[0] >> JVM_MARK_FD, 0, (__u32)(ctx->args[0] >> JVM_MARK_NUMBER));
 }
 
 /* ---- CPython ---------------------------------------------------------------------------- */

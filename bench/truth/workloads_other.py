@@ -21,7 +21,9 @@ from bench.processes import BenchError, free_port
 from bench.truth.workload import Command, Service, Workload
 
 SERVICES = Path(__file__).parent / "services"
-NODE_PRELOAD = Path(__file__).resolve().parents[2] / "deploy" / "node" / "wirespan.cjs"
+ROOT = Path(__file__).resolve().parents[2]
+NODE_PRELOAD = ROOT / "deploy" / "node" / "wirespan.cjs"
+JAVA_AGENT = ROOT / "scripts" / "java_agent.sh"
 THREADS, EXECUTORS, GO, NODE = "threads", "executors", "go", "node"
 PRELOAD, NETTY, PROXIES, DEPTH = "preload", "netty", "proxies", "depth"
 # Right links at least, wrong ones at most.
@@ -43,10 +45,12 @@ _directories: list[tempfile.TemporaryDirectory[str]] = []
 
 @functools.cache
 def _built(part: str) -> str:
-    """Return where services/build.sh put `part`; BenchError with what it said if it fails."""
-    done = subprocess.run(
-        [SERVICES / "build.sh", part], capture_output=True, text=True, timeout=BUILD_S
-    )
+    """Return where services/build.sh put `part`; BenchError with what it said if it fails.
+
+    "agent" is the JVM's, which is built by a script of its own.
+    """
+    script = [str(JAVA_AGENT)] if part == "agent" else [str(SERVICES / "build.sh"), part]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=BUILD_S)
     if done.returncode:
         raise BenchError(f"cannot build {part}: {done.stderr.strip()[-500:]}")
     return done.stdout.split()[-1]
@@ -112,11 +116,14 @@ def _go(mode: str) -> Callable[[int, str], Command]:
     return command
 
 
-def _java(program: str, mode: str, transport: str = "") -> Callable[[int, str], Command]:
+def _java(
+    program: str, mode: str, transport: str = "", *, agent: bool = False
+) -> Callable[[int, str], Command]:
     def command(port: int, upstream: str) -> Command:
         classes = _built("java")
         argv = ["java", "-cp", f"{classes}/*:{classes}", program]
-        return argv, {"MODE": mode, "TRANSPORT": transport}
+        told = {"JAVA_TOOL_OPTIONS": f"-javaagent:{_built('agent')}"} if agent else {}
+        return argv, {"MODE": mode, "TRANSPORT": transport, **told}
 
     return command
 
@@ -189,6 +196,7 @@ def _depth(port: int, upstream: str) -> Command:
 
 
 _GO, _JAVA = _needs("go", parts="go"), _needs("java", "javac", "mvn", parts="java")
+_AGENT = _needs("java", "javac", "mvn", parts="java agent")
 _NODE = _needs("node")
 _MARIADB = ("mariadbd", "mariadb-install-db")
 
@@ -214,6 +222,19 @@ WORKLOADS: tuple[Workload, ...] = (
     _row(PRELOAD, "node-timer-preload", _node("timer", preload=True), _NODE),
     _row(PRELOAD, "node-8-sockets-preload", _node("sockets", preload=True), _NODE),
     _row(PRELOAD, "node-fetch-preload", _node("fetch", preload=True), _NODE),
+    *(
+        _row(PRELOAD, f"{name}-agent", _java(*mode, agent=True), _AGENT, calls=calls)
+        for name, mode, calls in (
+            ("java-httpclient", ("Threads", "httpclient"), 1),
+            ("java-urlconnection", ("Threads", "urlconnection"), 1),
+            ("java-executor", ("Threads", "executor"), 1),
+            ("java-async-3", ("Threads", "async"), 3),
+            ("netty", ("Loops", "own", "epoll"), 1),
+            ("netty-nio", ("Loops", "own", "nio"), 1),
+            ("netty-shared-pool", ("Loops", "shared", "epoll"), 1),
+            ("netty-shared-3", ("Loops", "shared", "nio"), 3),
+        )
+    ),
     _row(PROXIES, "nginx", _proxy("nginx"), _needs("nginx"), ready=False),
     _row(PROXIES, "nginx-rewrite", _proxy("nginx", rewrites=True), _needs("nginx"), ready=False),
     _row(PROXIES, "haproxy", _proxy("haproxy"), _needs("haproxy"), ready=False),

@@ -61,6 +61,9 @@ CASES = (
     Case("node", "loop connect"),
     Case("node-8-sockets", "loop connect", all=False),
     Case("node-timer", "loop connect", all=False),
+    Case("java-httpclient-agent", "async"),
+    Case("java-async-3-agent", "async"),
+    Case("netty-shared-pool-agent", "async"),
     Case("nginx", "thread loop connect content"),
     Case("haproxy", "thread loop content"),
 )

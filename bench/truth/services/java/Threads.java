@@ -10,6 +10,7 @@ import java.net.URI;
 import java.net.http.HttpClient;
 import java.net.http.HttpRequest;
 import java.net.http.HttpResponse;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 
@@ -21,6 +22,7 @@ import java.util.concurrent.Executors;
  *   <li>httpclient: HttpClient.send in the thread that serves (it writes from threads of its own)
  *   <li>urlconnection: HttpURLConnection in the thread that serves
  *   <li>executor: the same handed to another pool of threads
+ *   <li>async: HttpClient.sendAsync, as one of several stages that run in the common pool
  * </ul>
  */
 public final class Threads {
@@ -71,11 +73,30 @@ public final class Threads {
                         .get();
     }
 
+    private static Call async() {
+        HttpClient client = HttpClient.newHttpClient();
+        return (id, k, delay) ->
+                CompletableFuture.supplyAsync(() -> address(id, k, delay))
+                        .thenCompose(
+                                uri ->
+                                        client.sendAsync(
+                                                HttpRequest.newBuilder(uri).build(),
+                                                HttpResponse.BodyHandlers.ofString()))
+                        .thenAcceptAsync(
+                                response -> {
+                                    if (response.statusCode() != 200) {
+                                        throw new IllegalStateException("upstream failed");
+                                    }
+                                })
+                        .get();
+    }
+
     private static Call call(String mode) {
         return switch (mode) {
             case "httpclient" -> httpClient();
             case "urlconnection" -> Threads::urlConnection;
             case "executor" -> executor();
+            case "async" -> async();
             default -> throw new IllegalArgumentException("no such MODE: " + mode);
         };
     }
