@@ -118,7 +118,8 @@ Generated from `tracer/red/instruments.py` and `tracer/metrics.py`.
 With an OTLP endpoint set, `wirespan run` exports metrics to it, by the same variables and flags
 as spans (`OTEL_EXPORTER_OTLP_METRICS_*` where they differ). `--red-metrics off` leaves out those
 of what is traced, `OTEL_METRICS_EXPORTER=none` all of them. An endpoint that takes no metrics is
-asked once.
+asked once; Jaeger and `wirespan collect` take none, so that with those
+`OTEL_EXPORTER_OTLP_METRICS_ENDPOINT` names who does.
 
 ## Rate, errors, durations
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.root.harness import Exchange, Tracer, get, run, unique
+from tests.root.harness import Exchange, Tracer, get, run
 from tests.root.load import load
 from tests.root.nginx import Nginx
 from tests.root.otlp import HttpBackend
@@ -188,11 +188,12 @@ def lost(tracer: Tracer) -> int:
 def test_red_metrics_can_be_turned_off(
     start_tracer: Callable[..., Tracer], nginx: Nginx, backend: HttpBackend
 ) -> None:
-    tracer = start_tracer("--red-metrics", "off", "--otlp-endpoint", backend.url())
-    path = unique()
-    load(nginx.port, path, 10, 1)
-    tracer.collect(lambda spans: spans.under(path), 20)
-    tracer.stop()
+    tracer = start_tracer(
+        "--port", str(nginx.port), "--red-metrics", "off", "--otlp-endpoint", backend.url()
+    )
+    load(nginx.port, "/shop", 10, 1)
+    tracer.settle(lambda mark: get(nginx.port, mark))
+    assert len(tracer.stop()) == 22
     assert backend.metrics
     names = {
         metric.name
