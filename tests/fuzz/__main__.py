@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from bench.markdown import table
 from tracer.installed import version as wirespan_version
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,8 +98,7 @@ def _tools(name: str) -> str:
 
 def page(results: Sequence[Result]) -> str:
     """Write the whole page."""
-    rows = [HEAD, tuple("---" for _ in HEAD)]
-    rows += [
+    rows = [
         (
             f"`{each.name}`",
             WHAT[each.name],
@@ -118,7 +118,7 @@ def page(results: Sequence[Result]) -> str:
                 "# Fuzzing",
                 HEADING,
                 TARGETS,
-                "\n".join(f"| {' | '.join(row)} |" for row in rows),
+                table(HEAD, rows),
                 "\n".join(f"- {each}" for each in tools),
             )
         )
