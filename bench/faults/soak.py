@@ -14,8 +14,6 @@ from bench.traced import Tracer
 GROUP = "time"
 MIB = 2**20
 SAMPLES = 24
-# Requests that a load notes down: 5,000 a second for an hour, and then some.
-MOST = 24_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,15 +45,17 @@ def soak(scene: Scene) -> None:
     backend = scene.backend()
     tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
     rate = 200 if scene.short else 2500
-    steady = scene.load(rate=rate, connections=8, most=MOST)
-    coming = scene.load(rate=rate / 5, connections=4, per_connection=3, most=MOST)
-    forked = scene.load(rate=rate / 25, connections=1, processes=4, per_connection=5, most=MOST)
+    # What the busiest load may note down, and then some: it is late at most, never early.
+    most = int(1.2 * rate * scene.seconds) + 10_000
+    steady = scene.load(rate=rate, connections=8, most=most)
+    coming = scene.load(rate=rate / 5, connections=4, per_connection=3, most=most)
+    forked = scene.load(rate=rate / 25, connections=1, processes=4, per_connection=5, most=most)
     loads = (steady, coming, forked)
     # Everything that is made once was made by then.
     warm = scene.seconds / 4
     scene.run_for(warm, *loads)
     samples = [Sample.of(tracer)]
-    parts = {load.prefix: count([], load.prefix, MOST) for load in loads}
+    parts = {load.prefix: count([], load.prefix, most) for load in loads}
     end = time.monotonic() + scene.seconds - warm
     while time.monotonic() < end:
         scene.run_for((scene.seconds - warm) / SAMPLES, *loads)
@@ -63,13 +63,13 @@ def soak(scene: Scene) -> None:
         # What came so far is counted at once: an hour of it would not fit.
         bodies = list(backend.bodies())
         for prefix in parts:
-            parts[prefix] += count(bodies, prefix, MOST)
+            parts[prefix] += count(bodies, prefix, most)
     made = [load.end() for load in loads]
     status = scene.settled(tracer)
     bodies = list(backend.bodies())
     for each in made:
         scene.unharmed(each)
-        seen = parts[each.prefix] + count(bodies, each.prefix, MOST)
+        seen = parts[each.prefix] + count(bodies, each.prefix, most)
         seen = Seen(seen.server[: len(each)], seen.client[: len(each)], seen.beyond)
         scene.outcome.spans += seen.spans
         scene.exact(each, seen)
