@@ -14,15 +14,15 @@ from bench.sink import Sink
 from bench.traced import Tracer
 
 CLANG = "clang-19"
-SYSCALLS = "tracepoint/syscalls/"
+SYSCALLS = ("raw_tp/sys_enter", "raw_tp/sys_exit")
 
 
 def hooks(sink: Sink) -> list[str]:
-    """Ask a tracer at which system calls it has programs; sections as libbpf names them."""
+    """Ask a tracer how it sees system calls; sections as libbpf names them."""
     with Tracer(sink.endpoint) as tracer:
         programs = tracer.status().programs.values()
     sink.collect(0)
-    return sorted({each.hook for each in programs if each.hook.startswith(SYSCALLS)})
+    return sorted({each.hook for each in programs if each.hook in SYSCALLS})
 
 
 def source(sections: Sequence[str]) -> str:

@@ -10,7 +10,7 @@ from bench.markdown import paragraphs, table, wrap
 from bench.others import EMPTY, EXCLUDED, KINDS, UNTRACED
 from bench.plot import Bar, bars
 from bench.results import Results
-from bench.rounds import Pair, Programs, Round, Traced, compare, side_of, traced_only
+from bench.rounds import Pair, Programs, Round, Traced, compare, traced_only
 from bench.stored import REQUESTS_PER_S
 from bench.targets import Measured, Target, judged
 
@@ -195,33 +195,23 @@ def _loss(results: Results) -> str:
 
 
 def _programs(programs: Programs) -> str:
-    rows = []
-    sides: dict[str, float] = {}
-    for name, program in sorted(programs.runs.items(), key=lambda item: -item[1].ns):
-        per_request = program.ns / programs.requests
-        side = side_of(program)
-        sides[side] = sides.get(side, 0.0) + per_request
-        rows.append(
-            (
-                f"`{name}`",
-                side or "-",
-                f"{program.runs / programs.requests:.3f}",
-                f"{program.ns / program.runs:,.0f}",
-                f"{per_request:,.1f}",
-            )
+    rows = [
+        (
+            f"`{name}`",
+            f"{program.runs / programs.requests:.3f}",
+            f"{program.ns / program.runs:,.0f}",
+            f"{program.ns / programs.requests:,.1f}",
         )
-    header = ("program", "side", "runs per request", "ns per run", "ns per request")
-    total = sum(sides.values())
-    each = ", ".join(
-        f"{side or 'neither'} {ns:,.0f} ns" for side, ns in sorted(sides.items(), reverse=True)
-    )
+        for name, program in sorted(programs.runs.items(), key=lambda item: -item[1].ns)
+    ]
     return paragraphs(
         "## Kernel time of the eBPF programs",
         "A load of its own with `--program-stats`, which by itself adds some 20 ns to a run, part "
-        f"of it in these figures; {programs.requests:,} requests. Per exchange: {each}; in all "
-        f"{total:,.0f} ns per request, both sides. Sides are told by the system calls that wrk and "
-        "nginx use; runs for other processes of the host, the tracer included, are in here too.",
-        table(header, rows),
+        f"of it in these figures; {programs.requests:,} requests. Per exchange and side: "
+        f"{programs.side_ns:,.0f} ns. `sys_enter` and `sys_exit` see every system call, of nginx "
+        "and wrk and of all other processes of the host, the tracer included; all of it is in "
+        "here.",
+        table(("program", "runs per request", "ns per run", "ns per request"), rows),
     )
 
 

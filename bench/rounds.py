@@ -188,6 +188,14 @@ class Programs:
     requests: int
     runs: dict[str, ProgramRuns]
 
+    @property
+    def side_ns(self) -> float:
+        """Kernel time per exchange and side: a request has two sides here, wrk's and nginx's.
+
+        The programs see all system calls of the host, and what is not HTTP counts, too.
+        """
+        return sum(program.ns for program in self.runs.values()) / self.requests / 2
+
 
 def programs(nginx: Nginx, sink: Sink, load: Load) -> Programs:
     """Have the kernel time each program's runs during a load.
@@ -213,15 +221,3 @@ def difference(start: Status, end: Status) -> dict[str, ProgramRuns]:
         for name, after in end.programs.items()
     }
     return {name: program for name, program in grown.items() if program.runs > 0}
-
-
-# System calls by which each side of this load sends and receives.
-SIDES = {"client (wrk)": ("read", "write"), "server (nginx)": ("recvfrom", "writev")}
-
-
-def side_of(program: ProgramRuns) -> str:
-    """Return which side of the exchange a program serves, "" for neither."""
-    for side, calls in SIDES.items():
-        if any(program.hook.endswith((f"sys_enter_{call}", f"sys_exit_{call}")) for call in calls):
-            return side
-    return ""

@@ -11,7 +11,7 @@ from bench.compare.services import GRPC_GO, MARIADB, WIRESPAN
 from bench.figures import Figure
 from bench.others import EMPTY, EXCLUDED, TRACED
 from bench.results import Results
-from bench.rounds import SIDES, Round, Traced, compare, side_of, traced_only
+from bench.rounds import Round, Traced, compare, traced_only
 
 MIB = 2**20
 
@@ -45,12 +45,8 @@ def _at_most(value: float, limit: float, text: str) -> Measured:
 def _exchange(results: Results) -> Measured | None:
     if not results.programs:
         return None
-    sides = dict.fromkeys(SIDES, 0.0)
-    for program in results.programs.runs.values():
-        if side := side_of(program):
-            sides[side] += program.ns / results.programs.requests
-    text = ", ".join(f"{side} {ns / 1000:.2f} us" for side, ns in sides.items())
-    return _at_most(max(sides.values()), 600.0, text)
+    ns = results.programs.side_ns
+    return _at_most(ns, 600.0, f"{ns / 1000:.2f} us")
 
 
 def _added(way: str, *kinds: str) -> Callable[[Results], Measured | None]:

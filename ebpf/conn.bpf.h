@@ -89,20 +89,27 @@ static __always_inline void align(struct conn *c, struct io *io)
 }
 
 /* Leave a send to its exit. */
-static __always_inline void send_defer(struct io *io)
+__noinline int send_defer(struct io *io)
 {
-	struct pending_send pending = { .sk = io->sk, .start_ns = io->start_ns };
-	struct conn *c = conn_of(io->sk, io->ino);
-	__u64 key = io->pid_tgid;
+	struct pending_send pending = {};
+	struct conn *c;
+	__u64 key;
 
+	if (!io)
+		return 0;
+	pending.sk = io->sk;
+	pending.start_ns = io->start_ns;
+	c = conn_of(io->sk, io->ino);
+	key = io->pid_tgid;
 	if (bpf_map_update_elem(&pending_sends, &key, &pending, BPF_ANY)) {
 		lose(FLOW_LOSS_PENDING_FULL);
-		return;
+		return 0;
 	}
 	if (c)
 		c->deferred++;
 	count(FLOW_COUNT_DEFERRED, 1);
 	__sync_fetch_and_add(&pending_hints[key & 1023], 1);
+	return 0;
 }
 
 /* The key of a connection of the tracer's own, told from either of its ends. */

@@ -19,6 +19,7 @@
 #define STEPS_MOST 65536    /* and those in bpf_loop(): Linux 5.17 */
 #define STEPS_OLD 1024	    /* or without it */
 #define RING_WAKE (2 << 20) /* bytes waiting at which the reader is woken */
+#define RING_LOOK 16	    /* records between two looks at that */
 #define UNIX_PATH_AT 280    /* text up to here leaves room for a Unix socket's path */
 
 int emit_closed(struct conn *c);
@@ -70,18 +71,49 @@ __noinline int slot_free(struct conn *c, __u64 sk, __u32 index)
 /* How a record is handed over. The reader polls by time; it is woken only if it lags. */
 static __always_inline __u64 ring_flags(void)
 {
-	/* once as the mark is passed: a wake-up costs an interrupt of several microseconds */
+	struct io *io = io_get();
+
+	/* to look costs as much as to hand over, so not each time */
+	if (!io || io->handed_over++ % RING_LOOK)
+		return BPF_RB_NO_WAKEUP;
+	/* about once as the mark is passed: a wake-up costs an interrupt of several microseconds */
 	if (bpf_ringbuf_query(&records, BPF_RB_AVAIL_DATA) - RING_WAKE <
-	    2 * sizeof(struct flow_record))
+	    4 * RING_LOOK * sizeof(struct flow_record))
 		return BPF_RB_FORCE_WAKEUP;
 	return BPF_RB_NO_WAKEUP;
+}
+
+/*
+ * Hand a record to user space, of its text only what is in use: what is copied costs more than
+ * all else here, and what the ring holds beyond it means nothing. Returns 0 if it is lost.
+ */
+static __always_inline int hand_over(const struct flow_record *r)
+{
+	struct flow_record *to;
+	__u32 n, i;
+
+	to = bpf_ringbuf_reserve(&records, sizeof(*to), 0);
+	if (!to) {
+		lose(r->kind == FLOW_EXCHANGE ? FLOW_LOSS_RING_FULL : FLOW_LOSS_NOTE_FULL);
+		return 0;
+	}
+	__builtin_memcpy(to, r, __builtin_offsetof(struct flow_record, text));
+	n = r->text_len;
+	for (i = 0; i < FLOW_TEXT_BYTES / 8; i++) {
+		if (8 * i >= n)
+			break;
+		((struct word *)to->text)[i].v = ((const struct word *)r->text)[i].v;
+		barrier(); /* no call of memcpy() */
+	}
+	bpf_ringbuf_submit(to, ring_flags());
+	return 1;
 }
 
 /* The strings so far are over with. */
 static __always_inline void part_begin(struct flow_record *r)
 {
 	r->text_len = 0;
-	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
+	__builtin_memset(r->fields, 0, sizeof(r->fields));
 }
 
 /* The strings of an exchange fill its record: hand them over ahead of it. */
@@ -89,8 +121,7 @@ static __always_inline void emit_part(struct flow_record *r)
 {
 	r->kind = FLOW_PART;
 	r->version++; /* how many parts there are: user space sees it if one is lost */
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
-		lose(FLOW_LOSS_NOTE_FULL);
+	hand_over(r);
 	r->kind = FLOW_EXCHANGE;
 	part_begin(r);
 }
@@ -107,9 +138,7 @@ __noinline int emit(struct flow_record *r, __u64 sk)
 	}
 	if (r->protocol == FLOW_PROTO_HTTP1 && r->method == FLOW_METHOD_OTHER)
 		r->text_len = H1_METHOD_OFF + H1_METHOD_MAX; /* its text lies at the end */
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
-		lose(FLOW_LOSS_RING_FULL);
-	else
+	if (hand_over(r))
 		count(FLOW_COUNT_EXCHANGES, 1);
 	return 0;
 }
@@ -213,8 +242,7 @@ __noinline int emit_closed(struct conn *c)
 	r = &c->rec;
 	r->kind = FLOW_CLOSED;
 	r->text_len = 0;
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags()))
-		lose(FLOW_LOSS_NOTE_FULL);
+	hand_over(r);
 	return 0;
 }
 
@@ -341,9 +369,19 @@ static __always_inline void tell_process(struct io *io, struct flow_record *r)
 	r->tgid = io->pid_tgid >> 32;
 	r->task_start_ns = LOAD(struct task_struct, LOAD(struct task_struct, task, group_leader),
 				start_boottime);
-	r->cgroup_id = bpf_get_current_cgroup_id();
-	/* bpf_get_current_comm() takes 0.1 us, for it goes byte by byte */
-	bpf_core_read(r->comm, sizeof(r->comm), &((struct task_struct *)task)->comm);
+	task_comm(r->comm);
+}
+
+/* And its cgroup, which is asked for only if it isn't the one that is known already. */
+static __always_inline void tell_cgroup(struct conn *c, struct flow_record *r)
+{
+	__u64 groups = task_cgroups();
+
+	if (!groups || groups != c->cgroups) {
+		c->cgroup_id = bpf_get_current_cgroup_id();
+		c->cgroups = groups;
+	}
+	r->cgroup_id = c->cgroup_id;
 }
 
 static __always_inline void begin_request(struct conn *c, struct io *io)
@@ -404,7 +442,8 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	r->end = 0;
 	r->version = 0;
 	tell_process(io, r);
-	__builtin_memset(r->fields, 0, sizeof(r->fields) + sizeof(r->text));
+	tell_cgroup(c, r);
+	__builtin_memset(r->fields, 0, sizeof(r->fields));
 	if (c->role == FLOW_CLIENT && r == &c->rec) {
 		r->evidence = link_call(io, c->rec.protocol, 0, exchange_id(r));
 		if (r->evidence) {
@@ -590,17 +629,11 @@ static __always_inline int passed_one(struct conn *c, struct stream *s, struct f
 	return STEP_INVALID;
 }
 
-/* What a step came to, beside the windows. Returns 0 when this I/O is done with. */
+/* What a step came to, beside STEP_BEGIN and the windows. Returns 0 when this I/O is done with. */
 static __always_inline int heard(struct conn *c, struct io *io, struct stream *s,
 				 struct flow_record *r, int result, __u8 end)
 {
 	switch (result) {
-	case STEP_BEGIN:
-		if (io->request)
-			begin_request(c, io);
-		else
-			begin_response(c, io);
-		return 1;
 	case STEP_OPEN:
 		open_exchange(c, io);
 		return 1;
@@ -862,13 +895,23 @@ __noinline int advance(struct conn *c, struct io *io)
 		if (io->win.pos >= io->win.end) /* an empty piece */
 			return 1;
 		result = steps(c, s, io, record_of(c, io));
+		if (result == STEP_BEGIN) {
+			if (io->request)
+				begin_request(c, io);
+			else
+				begin_response(c, io);
+			if (s->state == STATE_SYNC) /* a response to nothing */
+				return 1;
+			c->t.in_flight = c->started - c->answered;
+			result = steps(c, s, io, record_of(c, io));
+		}
 	}
 	confirm(c);
-	if (result == STEP_MORE) {
+	if (result == STEP_MORE)
 		io_carry(io, s);
-		return 1;
-	}
-	return heard(c, io, s, record_of(c, io), result, FLOW_END_RESPONSE);
+	else if (!heard(c, io, s, record_of(c, io), result, FLOW_END_RESPONSE))
+		return 0;
+	return io->left || io->win.pos < io->win.end;
 }
 
 #endif

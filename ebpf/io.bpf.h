@@ -37,6 +37,7 @@ struct user_mmsghdr {
 
 /* What the program `work` is to do with an I/O. */
 enum io_op {
+	IO_DONE,    /* nothing */
 	IO_BYTES,   /* bytes that can be read from user memory */
 	IO_UNSEEN,  /* bytes known by number only */
 	IO_NONE,    /* a receive of nothing: end of stream or an error */
@@ -70,6 +71,7 @@ struct io {
 	__u8 fresh;	    /* detectors may take the bytes for the connection's first */
 	__u8 lost;	    /* HTTP/2: bytes went by unseen that mattered */
 	__u32 op;	    /* enum io_op */
+	__u32 handed_over;  /* records, on this CPU */
 	long ret;	    /* IO_NONE: the call's result; IO_MANY: how many messages */
 	__u64 vector;	    /* IO_MANY: user address of the messages */
 	struct cause cause; /* what link_call() found */

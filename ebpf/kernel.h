@@ -116,7 +116,19 @@ struct thread_struct {
 	unsigned long fsbase; /* x86-64: of the thread's TLS */
 };
 
+struct thread_info {
+	__u32 status;
+};
+
+#define TS_COMPAT 2 /* x86-64: in a system call of a 32-bit program, whose numbers are others */
+
+struct list_head {
+	struct list_head *next;
+	struct list_head *prev;
+};
+
 struct task_struct {
+	struct thread_info thread_info;
 	int pid;
 	int tgid;
 	struct thread_struct thread;
@@ -126,6 +138,7 @@ struct task_struct {
 	__u64 start_boottime;
 	struct files_struct *files;
 	struct mm_struct *mm;
+	struct css_set *cgroups;
 	char comm[16];
 };
 
@@ -225,6 +238,7 @@ struct unix_address {
 	struct sockaddr_un name[0];
 };
 
+#ifdef __TARGET_ARCH_x86
 struct pt_regs {
 	unsigned long r14;
 	unsigned long ax;
@@ -234,18 +248,15 @@ struct pt_regs {
 	unsigned long si;
 	unsigned long dx;
 	unsigned long r10;
-	unsigned long r8;
-	unsigned long r9;
+	unsigned long orig_ax;
 };
-
-/* Contexts of the tracepoints syscalls:sys_enter_* and sys_exit_*, as ftrace lays them out. */
-struct trace_event_raw_sys_enter {
-	unsigned long args[6];
+#elif defined(__TARGET_ARCH_arm64)
+struct pt_regs {
+	__u64 regs[31];
+	__u64 orig_x0;
+	int syscallno;
 };
-
-struct trace_event_raw_sys_exit {
-	long ret;
-};
+#endif
 
 #pragma clang attribute pop
 
@@ -268,5 +279,104 @@ extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
 			bpf_core_read(&__v, sizeof(__v), &((type *)__obj)->field);                 \
 		__v;                                                                               \
 	})
+
+/* A pointer at an address of the kernel's: of an array, which has no name in BTF. */
+static __always_inline void *load_pointer(const void *at)
+{
+	void *pointer = NULL;
+
+	if (bpf_rdonly_cast)
+		/* any structure that begins with a pointer would do */
+		return ((struct list_head *)bpf_rdonly_cast(
+				at, bpf_core_type_id_kernel(struct list_head)))
+			->next;
+	bpf_probe_read_kernel(&pointer, sizeof(pointer), at);
+	return pointer;
+}
+
+/* 16 bytes from an address of the kernel's. */
+static __always_inline void load_pair(void *to, const void *at)
+{
+	if (bpf_rdonly_cast) {
+		const struct list_head *pair =
+			bpf_rdonly_cast(at, bpf_core_type_id_kernel(struct list_head));
+
+		((__u64 *)to)[0] = (__u64)pair->next;
+		((__u64 *)to)[1] = (__u64)pair->prev;
+	} else {
+		bpf_probe_read_kernel(to, 16, at);
+	}
+}
+
+/* System calls: their numbers, and their arguments from the registers saved at their entry. */
+#ifdef __TARGET_ARCH_x86
+
+/* arch/x86/entry/syscalls/syscall_64.tbl */
+enum syscall_nr {
+	NR_READ = 0,
+	NR_WRITE = 1,
+	NR_CLOSE = 3,
+	NR_READV = 19,
+	NR_WRITEV = 20,
+	NR_MSYNC = 26,
+	NR_SENDFILE = 40,
+	NR_CONNECT = 42,
+	NR_ACCEPT = 43,
+	NR_SENDTO = 44,
+	NR_RECVFROM = 45,
+	NR_SENDMSG = 46,
+	NR_RECVMSG = 47,
+	NR_SHUTDOWN = 48,
+	NR_FUTEX = 202,
+	NR_EPOLL_WAIT = 232,
+	NR_SPLICE = 275,
+	NR_EPOLL_PWAIT = 281,
+	NR_ACCEPT4 = 288,
+	NR_PREADV = 295,
+	NR_RECVMMSG = 299,
+	NR_SENDMMSG = 307,
+};
+
+#define SYSCALL_NR(regs) LOAD(struct pt_regs, regs, orig_ax)
+#define ARG1(regs) LOAD(struct pt_regs, regs, di)
+#define ARG2(regs) LOAD(struct pt_regs, regs, si)
+#define ARG3(regs) LOAD(struct pt_regs, regs, dx)
+#define ARG4(regs) LOAD(struct pt_regs, regs, r10)
+
+#elif defined(__TARGET_ARCH_arm64)
+
+/* include/uapi/asm-generic/unistd.h */
+enum syscall_nr {
+	NR_CLOSE = 57,
+	NR_READ = 63,
+	NR_WRITE = 64,
+	NR_READV = 65,
+	NR_WRITEV = 66,
+	NR_PREADV = 69,
+	NR_SENDFILE = 71,
+	NR_SPLICE = 76,
+	NR_EPOLL_PWAIT = 22,
+	NR_FUTEX = 98,
+	NR_ACCEPT = 202,
+	NR_CONNECT = 203,
+	NR_SENDTO = 206,
+	NR_RECVFROM = 207,
+	NR_SHUTDOWN = 210,
+	NR_SENDMSG = 211,
+	NR_RECVMSG = 212,
+	NR_MSYNC = 227,
+	NR_ACCEPT4 = 242,
+	NR_RECVMMSG = 243,
+	NR_SENDMMSG = 269,
+	NR_EPOLL_WAIT = 0x10000, /* there is none */
+};
+
+#define SYSCALL_NR(regs) LOAD(struct pt_regs, regs, syscallno)
+#define ARG1(regs) LOAD(struct pt_regs, regs, orig_x0)
+#define ARG2(regs) LOAD(struct pt_regs, regs, regs[1])
+#define ARG3(regs) LOAD(struct pt_regs, regs, regs[2])
+#define ARG4(regs) LOAD(struct pt_regs, regs, regs[3])
+
+#endif
 
 #endif

@@ -82,23 +82,21 @@ static __always_inline void unix_closed(__u64 sk, __u64 ino)
 		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
 }
 
-SEC("tracepoint/syscalls/sys_enter_close")
-int enter_close(struct trace_event_raw_sys_enter *ctx)
+static __always_inline int closing(const struct pt_regs *regs)
 {
 	struct io *io = io_get();
 
-	if (io && sock_of_fd(io, ctx->args[0]) && !io->is_tcp && last_reference((void *)io->file))
+	if (io && sock_of_fd(io, ARG1(regs)) && !io->is_tcp && last_reference((void *)io->file))
 		unix_closed(io->sk, io->ino);
 	return 0;
 }
 
-SEC("tracepoint/syscalls/sys_enter_shutdown")
-int enter_shutdown(struct trace_event_raw_sys_enter *ctx)
+static __always_inline int shutting_down(const struct pt_regs *regs)
 {
 	struct io *io = io_get();
 	struct conn *c;
 
-	if (!io || !ctx->args[1] || !sock_of_fd(io, ctx->args[0]) || io->is_tcp)
+	if (!io || !ARG2(regs) || !sock_of_fd(io, ARG1(regs)) || io->is_tcp)
 		return 0;
 	c = conn_of(io->sk, io->ino);
 	if (c)
@@ -212,9 +210,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 		r->fields[FLOW_TEXT_ARGV].len = n;
 		r->text_len = len + n;
 	}
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
-		lose(FLOW_LOSS_NOTE_FULL);
-	else
+	if (hand_over(r))
 		count(FLOW_COUNT_EXECS, 1);
 	return 0;
 }

@@ -40,6 +40,8 @@ struct conn {
 	__u8 foreign;  /* known not to be the far end of one of the tracer's own */
 	__u8 pad[4];
 	struct cause cause; /* client: of the exchange in `rec` */
+	__u64 cgroups;	    /* address of the task's css_set, */
+	__u64 cgroup_id;    /* when this was its cgroup's id */
 	struct talk t;
 	struct flow_record rec; /* identity of the connection, and its oldest exchange */
 };

@@ -28,18 +28,6 @@ static __always_inline int turn(void)
 	return 0;
 }
 
-SEC("tracepoint/syscalls/sys_exit_epoll_wait")
-int exit_epoll_wait(void *ctx __attribute__((unused)))
-{
-	return turn();
-}
-
-SEC("tracepoint/syscalls/sys_exit_epoll_pwait")
-int exit_epoll_pwait(void *ctx __attribute__((unused)))
-{
-	return turn();
-}
-
 /* Node: timers and setImmediate() run between two turns of their own. */
 SEC("uprobe.multi")
 int node_turn(void *ctx __attribute__((unused)))
@@ -62,7 +50,7 @@ int node_turn(void *ctx __attribute__((unused)))
  * who waits for a mere lock mostly does so later. Each one that it wakes is told, for if there
  * are several, user space takes none of them.
  */
-static __always_inline int hand_over(__u64 pid_tgid, struct wait_key *key)
+static __always_inline int woken(__u64 pid_tgid, struct wait_key *key)
 {
 	struct thread *thread = thread_of((__u32)pid_tgid);
 	struct flow_record *r;
@@ -92,17 +80,16 @@ static __always_inline int hand_over(__u64 pid_tgid, struct wait_key *key)
 	r->parent = wait->cause.id;
 	r->evidence = FLOW_EVIDENCE_WAKEUP;
 	tell_process(io, r);
+	r->cgroup_id = bpf_get_current_cgroup_id();
 	thread->handed = wait->cause.id;
 	wait->cause.id = 0;
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), BPF_RB_NO_WAKEUP))
-		lose(FLOW_LOSS_NOTE_FULL);
+	hand_over(r);
 	return 0;
 }
 
-SEC("tracepoint/syscalls/sys_enter_futex")
-int enter_futex(struct trace_event_raw_sys_enter *ctx)
+static __always_inline int futex(const struct pt_regs *regs)
 {
-	__u32 command = ctx->args[1] & FUTEX_COMMAND;
+	__u32 command = ARG2(regs) & FUTEX_COMMAND;
 	struct wait wait = {}, *before;
 	struct wait_key key;
 	struct runtime *runtime;
@@ -110,14 +97,14 @@ int enter_futex(struct trace_event_raw_sys_enter *ctx)
 	__u64 pid_tgid;
 	__u32 tgid;
 
-	if (!cfg_ready || !cfg_link)
+	if (!cfg_link)
 		return 0;
 	pid_tgid = bpf_get_current_pid_tgid();
 	tgid = pid_tgid >> 32;
-	key.futex = ctx->args[0];
+	key.futex = ARG1(regs);
 	key.tgid = tgid;
 	if (command == FUTEX_WAKE || command == FUTEX_WAKE_BITSET)
-		return hand_over(pid_tgid, &key);
+		return woken(pid_tgid, &key);
 	if (command != FUTEX_WAIT && command != FUTEX_WAIT_BITSET)
 		return 0;
 	thread = thread_of((__u32)pid_tgid);
@@ -235,14 +222,13 @@ struct node_mark {
 	__u32 thread; /* that gave the number */
 };
 
-SEC("tracepoint/syscalls/sys_enter_preadv")
-int enter_preadv(struct trace_event_raw_sys_enter *ctx)
+static __always_inline int node_marks(const struct pt_regs *regs)
 {
 	struct user_iovec first;
 	struct node_mark mark;
 
-	if (ctx->args[3] != NODE_MARK_OFFSET || !cfg_ready || !cfg_link ||
-	    bpf_probe_read_user(&first, sizeof(first), (void *)ctx->args[1]) ||
+	if (ARG4(regs) != NODE_MARK_OFFSET || !cfg_link ||
+	    bpf_probe_read_user(&first, sizeof(first), (void *)ARG2(regs)) ||
 	    first.len != sizeof(mark) ||
 	    bpf_probe_read_user(&mark, sizeof(mark), (void *)first.base) ||
 	    mark.magic != NODE_MARK_MAGIC)
@@ -258,14 +244,13 @@ int enter_preadv(struct trace_event_raw_sys_enter *ctx)
 #define JVM_MARK_FD 44
 #define JVM_MARK_NUMBER 12
 
-SEC("tracepoint/syscalls/sys_enter_msync")
-int enter_msync(struct trace_event_raw_sys_enter *ctx)
+static __always_inline int jvm_marks(const struct pt_regs *regs)
 {
-	__u64 op = JVM_MARK_LENGTH - ctx->args[1];
+	__u64 op = JVM_MARK_LENGTH - ARG2(regs), at = ARG1(regs);
 
-	if ((op != MARK_SERVE && op != MARK_CALL) || !cfg_ready || !cfg_link)
+	if ((op != MARK_SERVE && op != MARK_CALL) || !cfg_link)
 		return 0;
-	return marked(op, ctx->args[0] >> JVM_MARK_FD, 0, (__u32)(ctx->args[0] >> JVM_MARK_NUMBER));
+	return marked(op, at >> JVM_MARK_FD, 0, (__u32)(at >> JVM_MARK_NUMBER));
 }
 
 /* ---- CPython ---------------------------------------------------------------------------- */
@@ -291,18 +276,6 @@ static __always_inline int accepted(long fd)
 	thread->accepted = io->sk;
 	thread->accepted_ino = io->ino;
 	return 0;
-}
-
-SEC("tracepoint/syscalls/sys_exit_accept4")
-int exit_accept4(struct trace_event_raw_sys_exit *ctx)
-{
-	return accepted(ctx->ret);
-}
-
-SEC("tracepoint/syscalls/sys_exit_accept")
-int exit_accept(struct trace_event_raw_sys_exit *ctx)
-{
-	return accepted(ctx->ret);
 }
 
 /*

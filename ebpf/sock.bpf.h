@@ -17,6 +17,33 @@ static __always_inline int unwanted(void)
 	return verdict && !*verdict;
 }
 
+/* Of its system calls nothing is looked at. */
+static __always_inline int task_is_32_bit(void *task)
+{
+#ifdef __TARGET_ARCH_x86
+	return LOAD(struct task_struct, task, thread_info.status) & TS_COMPAT;
+#else
+	(void)task;
+	return 0;
+#endif
+}
+
+/* The name of the thread. bpf_get_current_comm() takes 0.1 us, for it goes byte by byte. */
+static __always_inline void task_comm(char *to)
+{
+	load_pair(to,
+		  (char *)bpf_get_current_task() + bpf_core_field_offset(struct task_struct, comm));
+}
+
+/* A number that stays the same while the thread's cgroups do; 0: not known. */
+static __always_inline __u64 task_cgroups(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return bpf_core_field_exists(task->cgroups) ? (__u64)LOAD(struct task_struct, task, cgroups)
+						    : 0;
+}
+
 /*
  * The sock behind a descriptor of the current task, if it is a TCP or Unix stream socket;
  * sets io->sk, ino and is_tcp. Returns 0 otherwise.
@@ -33,11 +60,12 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 	struct sock *sk;
 	__u16 family;
 
-	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()))
+	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()) || task_is_32_bit(task))
 		return 0;
 	if (fd >= LOAD(struct fdtable, fdt, max_fds))
 		return 0;
-	if (bpf_probe_read_kernel(&file, sizeof(file), slot + fd) || !file)
+	file = load_pointer(slot + fd);
+	if (!file)
 		return 0;
 	inode = LOAD(struct file, file, f_inode);
 	if ((LOAD(struct inode, inode, i_mode) & S_IFMT) != S_IFSOCK)

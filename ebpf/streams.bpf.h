@@ -29,7 +29,7 @@ __noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
 		lose(FLOW_LOSS_RING_FULL);
 		return 0;
 	}
-	__builtin_memcpy(r, &c->rec, sizeof(*r));
+	__builtin_memcpy(r, &c->rec, __builtin_offsetof(struct flow_record, text));
 	r->kind = FLOW_EXCHANGE;
 	r->start_ns = e->start_ns;
 	r->request_end_ns = e->request_end_ns;
@@ -139,12 +139,10 @@ __noinline int block_emit(struct conn *c, struct io *io, __u32 more)
 	r->start_ns = io->start_ns;
 	r->stream_id = s->own[H2_STREAM];
 	r->flags = flags;
-	if (bpf_ringbuf_output(&records, r, sizeof(*r), ring_flags())) {
-		lose(FLOW_LOSS_NOTE_FULL);
-		c->lost |= bit;
-	} else {
+	if (hand_over(r))
 		c->lost &= ~bit;
-	}
+	else
+		c->lost |= bit;
 	block_reset(io);
 	return 0;
 }
@@ -188,8 +186,10 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 			hint_take(io->sk, begun);
 	}
 	c->open++;
-	if (c->rec.tgid != io->pid_tgid >> 32)
+	if (c->rec.tgid != io->pid_tgid >> 32) {
 		tell_process(io, &c->rec);
+		tell_cgroup(c, &c->rec);
+	}
 }
 
 /* A frame's header was read. */

@@ -4,9 +4,12 @@
  * the arguments still in the task's saved registers. A send that may be cut short by a full
  * send buffer is noted at its entry and taken at its exit, when it is known how much went.
  *
- * Works from the tracepoints of the system calls, so it sees what applications ask for and
- * not what drivers do. sendfile and splice are seen by number only; io_uring not at all,
- * but the sequence numbers tell afterwards that bytes went by.
+ * All system calls pass two programs, at the raw tracepoints sys_enter and sys_exit, which
+ * look away from all but a few: a tracepoint of a call of its own costs more than that (perf
+ * has to copy its arguments first), and is found by way of tracefs, which is root's alone.
+ *
+ * Sees what applications ask for and not what drivers do. sendfile and splice are seen by
+ * number only; io_uring not at all, but the sequence numbers tell afterwards that bytes went by.
  */
 #include "conn.bpf.h"
 #include "life.bpf.h"
@@ -16,14 +19,9 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define MMSGS 16 /* messages of one sendmmsg or recvmmsg that are looked at */
 
-static __always_inline struct pt_regs *task_regs(void)
-{
-	return (struct pt_regs *)bpf_task_pt_regs(bpf_get_current_task_btf());
-}
-
 /*
- * The hooks are small: they find the socket and the buffers and leave the rest to `work`,
- * which so is verified once instead of once a hook. A tail call costs a jump.
+ * The hooks find the socket and the buffers, and leave the rest to `work`, by way of `enum
+ * io_op`. It so is verified once instead of twice. A tail call costs a jump.
  */
 int work(void *ctx);
 
@@ -33,13 +31,6 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__array(values, int(void *));
 } works SEC(".maps") = { .values = { [0] = (void *)&work } };
-
-static __always_inline int leave_to_work(void *ctx, struct io *io, __u32 op)
-{
-	io->op = op;
-	bpf_tail_call(ctx, &works, 0);
-	return 0;
-}
 
 /* An I/O of this thread on a descriptor, stamped; NULL if that is no socket of interest. */
 static __always_inline struct io *io_begin(__u32 fd, __u8 tx, __u8 early)
@@ -64,100 +55,89 @@ static __always_inline void io_place(struct io *io, long done)
 		io->seq = (io->tx ? sock_write_seq(io) : sock_copied_seq(io)) - (__u32)done;
 }
 
-/* ---- sends ------------------------------------------------------------------------- */
-
-static __always_inline int send_single(void *ctx, __u32 fd, __u64 buf, __u64 len)
-{
-	struct io *io = io_begin(fd, 1, 1);
-
-	if (!io || !len)
-		return 0;
-	if (!sock_can_send(io))
-		return leave_to_work(ctx, io, IO_DEAD);
-	if (sock_may_cut(io, len)) {
-		send_defer(io);
-		return 0;
-	}
-	io_single(io, buf, len);
-	io_place(io, 0);
-	return leave_to_work(ctx, io, IO_BYTES);
-}
-
-static __always_inline int send_vector(void *ctx, __u32 fd, __u64 iov, __u64 iovlen)
-{
-	struct io *io = io_begin(fd, 1, 1);
-	int many;
-
-	if (!io)
-		return 0;
-	if (!sock_can_send(io))
-		return leave_to_work(ctx, io, IO_DEAD);
-	many = io_vector(io, iov, iovlen, 0);
-	if (many < 0)
-		return 0;
-	if (many || sock_may_cut(io, io->left)) {
-		send_defer(io);
-		return 0;
-	}
-	if (!io->left)
-		return 0;
-	io_place(io, 0);
-	return leave_to_work(ctx, io, IO_BYTES);
-}
-
 static __always_inline int read_msghdr(struct user_msghdr *msg, __u64 at)
 {
 	return bpf_probe_read_user(msg, sizeof(*msg), (void *)at);
 }
 
+/* ---- sends ------------------------------------------------------------------------- */
+
+static __always_inline enum io_op send_single(__u32 fd, __u64 buf, __u64 len)
+{
+	struct io *io = io_begin(fd, 1, 1);
+
+	if (!io || !len)
+		return IO_DONE;
+	if (!sock_can_send(io))
+		return IO_DEAD;
+	if (sock_may_cut(io, len)) {
+		send_defer(io);
+		return IO_DONE;
+	}
+	io_single(io, buf, len);
+	io_place(io, 0);
+	return IO_BYTES;
+}
+
+static __always_inline enum io_op send_vector(__u32 fd, __u64 iov, __u64 iovlen)
+{
+	struct io *io = io_begin(fd, 1, 1);
+	int many;
+
+	if (!io)
+		return IO_DONE;
+	if (!sock_can_send(io))
+		return IO_DEAD;
+	many = io_vector(io, iov, iovlen, 0);
+	if (many < 0)
+		return IO_DONE;
+	if (many || sock_may_cut(io, io->left)) {
+		send_defer(io);
+		return IO_DONE;
+	}
+	if (!io->left)
+		return IO_DONE;
+	io_place(io, 0);
+	return IO_BYTES;
+}
+
 /* A send that connects as well: the stream has no numbers before it returns. */
-static __always_inline int send_connecting(__u32 fd)
+static __always_inline enum io_op send_connecting(__u32 fd)
 {
 	struct io *io = io_begin(fd, 1, 1);
 
 	if (io)
 		send_defer(io);
-	return 0;
+	return IO_DONE;
 }
 
-SEC("tracepoint/syscalls/sys_enter_write")
-int enter_write(struct trace_event_raw_sys_enter *ctx)
+static __always_inline enum io_op send_to(const struct pt_regs *regs)
 {
-	return send_single(ctx, ctx->args[0], ctx->args[1], ctx->args[2]);
+	__u64 flags = ARG4(regs);
+
+	if (flags & MSG_OOB)
+		return IO_DONE;
+	if (flags & MSG_FASTOPEN)
+		return send_connecting(ARG1(regs));
+	return send_single(ARG1(regs), ARG2(regs), ARG3(regs));
 }
 
-SEC("tracepoint/syscalls/sys_enter_sendto")
-int enter_sendto(struct trace_event_raw_sys_enter *ctx)
+static __always_inline enum io_op send_message(const struct pt_regs *regs)
 {
-	if (ctx->args[3] & MSG_OOB)
-		return 0;
-	if (ctx->args[3] & MSG_FASTOPEN)
-		return send_connecting(ctx->args[0]);
-	return send_single(ctx, ctx->args[0], ctx->args[1], ctx->args[2]);
-}
-
-SEC("tracepoint/syscalls/sys_enter_writev")
-int enter_writev(struct trace_event_raw_sys_enter *ctx)
-{
-	return send_vector(ctx, ctx->args[0], ctx->args[1], ctx->args[2]);
-}
-
-SEC("tracepoint/syscalls/sys_enter_sendmsg")
-int enter_sendmsg(struct trace_event_raw_sys_enter *ctx)
-{
+	__u64 flags = ARG3(regs);
 	struct user_msghdr msg;
 
-	if (ctx->args[2] & MSG_FASTOPEN)
-		return send_connecting(ctx->args[0]);
-	if (ctx->args[2] & MSG_OOB || read_msghdr(&msg, ctx->args[1]))
-		return 0;
-	return send_vector(ctx, ctx->args[0], msg.iov, msg.iovlen);
+	if (flags & MSG_FASTOPEN)
+		return send_connecting(ARG1(regs));
+	if (flags & MSG_OOB || read_msghdr(&msg, ARG2(regs)))
+		return IO_DONE;
+	return send_vector(ARG1(regs), msg.iov, msg.iovlen);
 }
 
 /* ---- exits of sends: only those noted at their entry ---------------------------------- */
 
 /* The pending send of this thread, if any: its io with times and socket set. */
-static __always_inline struct io *send_resume(void)
+static __always_inline struct io *send_resume(const struct pt_regs *regs)
 {
 	__u64 key = bpf_get_current_pid_tgid(), sk;
 	struct pending_send *pending;
@@ -179,7 +159,7 @@ static __always_inline struct io *send_resume(void)
 	c = bpf_map_lookup_elem(&conns, &sk);
 	if (c && c->deferred)
 		c->deferred--;
-	if (!sock_of_fd(io, LOAD(struct pt_regs, task_regs(), di)) || io->sk != sk)
+	if (!sock_of_fd(io, ARG1(regs)) || io->sk != sk)
 		return NULL;
 	io->end_ns = bpf_ktime_get_ns();
 	io->pid_tgid = key;
@@ -188,215 +168,256 @@ static __always_inline struct io *send_resume(void)
 	return io;
 }
 
-static __always_inline int exit_send_single(struct trace_event_raw_sys_exit *ctx)
+static __always_inline enum io_op sent_single(const struct pt_regs *regs, long ret)
 {
-	struct io *io = send_resume();
-	long ret = ctx->ret;
+	struct io *io = send_resume(regs);
 
 	if (!io || ret <= 0)
-		return 0;
-	io_single(io, task_regs()->si, ret);
+		return IO_DONE;
+	io_single(io, ARG2(regs), ret);
 	io_place(io, ret);
-	return leave_to_work(ctx, io, IO_BYTES);
+	return IO_BYTES;
 }
 
-static __always_inline int exit_send_vector(struct trace_event_raw_sys_exit *ctx, int msghdr)
+static __always_inline enum io_op sent_vector(const struct pt_regs *regs, long ret, int msghdr)
 {
-	struct io *io = send_resume();
-	long ret = ctx->ret;
-	struct pt_regs *regs;
+	struct io *io = send_resume(regs);
 	__u64 iov, iovlen;
 
 	if (!io || ret <= 0)
-		return 0;
-	regs = task_regs();
-	iov = regs->si;
-	iovlen = regs->dx;
+		return IO_DONE;
+	iov = ARG2(regs);
+	iovlen = ARG3(regs);
 	if (msghdr) {
 		struct user_msghdr msg;
 
 		if (read_msghdr(&msg, iov))
-			return 0;
+			return IO_DONE;
 		iov = msg.iov;
 		iovlen = msg.iovlen;
 	}
 	if (io_vector(io, iov, iovlen, ret))
-		return 0;
+		return IO_DONE;
 	io_place(io, ret);
-	return leave_to_work(ctx, io, IO_BYTES);
-}
-
-SEC("tracepoint/syscalls/sys_exit_write")
-int exit_write(struct trace_event_raw_sys_exit *ctx)
-{
-	return exit_send_single(ctx);
-}
-
-SEC("tracepoint/syscalls/sys_exit_sendto")
-int exit_sendto(struct trace_event_raw_sys_exit *ctx)
-{
-	return exit_send_single(ctx);
-}
-
-SEC("tracepoint/syscalls/sys_exit_writev")
-int exit_writev(struct trace_event_raw_sys_exit *ctx)
-{
-	return exit_send_vector(ctx, 0);
-}
-
-SEC("tracepoint/syscalls/sys_exit_sendmsg")
-int exit_sendmsg(struct trace_event_raw_sys_exit *ctx)
-{
-	return exit_send_vector(ctx, 1);
+	return IO_BYTES;
 }
 
 /* ---- sends whose bytes never pass through user memory ------------------------------- */
 
-static __always_inline int unseen(void *ctx, struct io *io, long ret)
+static __always_inline enum io_op unseen(struct io *io, long ret)
 {
 	io->gone = 0;
 	io->left = ret;
 	io_place(io, ret);
-	return leave_to_work(ctx, io, IO_UNSEEN);
+	return IO_UNSEEN;
 }
 
-SEC("tracepoint/syscalls/sys_exit_sendfile64")
-int exit_sendfile(struct trace_event_raw_sys_exit *ctx)
+static __always_inline enum io_op sent_file(const struct pt_regs *regs, long ret)
 {
 	struct io *io;
 
-	if (ctx->ret <= 0)
-		return 0;
-	io = io_begin(task_regs()->di, 1, 0);
-	return io ? unseen(ctx, io, ctx->ret) : 0;
+	if (ret <= 0)
+		return IO_DONE;
+	io = io_begin(ARG1(regs), 1, 0);
+	return io ? unseen(io, ret) : IO_DONE;
 }
 
-SEC("tracepoint/syscalls/sys_exit_splice")
-int exit_splice(struct trace_event_raw_sys_exit *ctx)
+static __always_inline enum io_op spliced(const struct pt_regs *regs, long ret)
 {
-	struct pt_regs *regs = task_regs();
 	struct io *io;
 
-	if (ctx->ret <= 0)
-		return 0;
+	if (ret <= 0)
+		return IO_DONE;
 	/* one end is a pipe, so at most one is a socket */
-	io = io_begin(regs->di, 0, 0);
+	io = io_begin(ARG1(regs), 0, 0);
 	if (!io)
-		io = io_begin(regs->dx, 1, 0);
-	return io ? unseen(ctx, io, ctx->ret) : 0;
+		io = io_begin(ARG3(regs), 1, 0);
+	return io ? unseen(io, ret) : IO_DONE;
 }
 
 /* ---- receives ------------------------------------------------------------------------ */
 
-static __always_inline int receive_single(void *ctx, long ret, __u64 flags)
+#define RECEIVED_ELSEWHERE (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) /* no bytes of the stream go */
+
+static __always_inline enum io_op received_single(const struct pt_regs *regs, long ret, __u64 flags)
 {
-	struct pt_regs *regs;
 	struct io *io;
 
-	if (ret == -EAGAIN || flags & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
-		return 0;
-	regs = task_regs();
-	io = io_begin(regs->di, 0, 0);
+	if (ret == -EAGAIN || flags & RECEIVED_ELSEWHERE)
+		return IO_DONE;
+	io = io_begin(ARG1(regs), 0, 0);
 	if (!io)
-		return 0;
+		return IO_DONE;
 	if (ret <= 0) {
 		io->ret = ret;
-		return leave_to_work(ctx, io, IO_NONE);
+		return IO_NONE;
 	}
 	if (flags & MSG_TRUNC && io->is_tcp) /* discarded: nothing was written to the buffer */
-		return unseen(ctx, io, ret);
-	io_single(io, regs->si, ret);
+		return unseen(io, ret);
+	io_single(io, ARG2(regs), ret);
 	io_place(io, ret);
-	return leave_to_work(ctx, io, IO_BYTES);
+	return IO_BYTES;
 }
 
-static __always_inline int receive_vector(void *ctx, long ret, __u32 fd, __u64 iov, __u64 iovlen)
+static __always_inline enum io_op received_vector(long ret, __u32 fd, __u64 iov, __u64 iovlen)
 {
 	struct io *io = io_begin(fd, 0, 0);
 
 	if (!io)
-		return 0;
+		return IO_DONE;
 	if (ret <= 0) {
 		io->ret = ret;
-		return leave_to_work(ctx, io, IO_NONE);
+		return IO_NONE;
 	}
 	if (io_vector(io, iov, iovlen, ret))
-		return 0;
+		return IO_DONE;
 	io_place(io, ret);
-	return leave_to_work(ctx, io, IO_BYTES);
+	return IO_BYTES;
 }
 
-SEC("tracepoint/syscalls/sys_exit_read")
-int exit_read(struct trace_event_raw_sys_exit *ctx)
+static __always_inline enum io_op received_message(const struct pt_regs *regs, long ret)
 {
-	return receive_single(ctx, ctx->ret, 0);
-}
-
-SEC("tracepoint/syscalls/sys_exit_recvfrom")
-int exit_recvfrom(struct trace_event_raw_sys_exit *ctx)
-{
-	return receive_single(ctx, ctx->ret, task_regs()->r10);
-}
-
-SEC("tracepoint/syscalls/sys_exit_readv")
-int exit_readv(struct trace_event_raw_sys_exit *ctx)
-{
-	struct pt_regs *regs = task_regs();
-
-	if (ctx->ret == -EAGAIN)
-		return 0;
-	return receive_vector(ctx, ctx->ret, regs->di, regs->si, regs->dx);
-}
-
-SEC("tracepoint/syscalls/sys_exit_recvmsg")
-int exit_recvmsg(struct trace_event_raw_sys_exit *ctx)
-{
-	struct pt_regs *regs = task_regs();
 	struct user_msghdr msg;
 
-	if (ctx->ret == -EAGAIN || regs->dx & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
-		return 0;
-	if (read_msghdr(&msg, regs->si))
-		return 0;
-	return receive_vector(ctx, ctx->ret, regs->di, msg.iov, msg.iovlen);
+	if (ret == -EAGAIN || ARG3(regs) & RECEIVED_ELSEWHERE || read_msghdr(&msg, ARG2(regs)))
+		return IO_DONE;
+	return received_vector(ret, ARG1(regs), msg.iov, msg.iovlen);
 }
 
 /* ---- several messages in one call ------------------------------------------------------ */
 
-SEC("tracepoint/syscalls/sys_enter_sendmmsg")
-int enter_sendmmsg(struct trace_event_raw_sys_enter *ctx)
+static __always_inline enum io_op many_of(struct io *io, __u64 vector, long count)
 {
-	struct io *io = io_begin(ctx->args[0], 1, 0);
-
-	if (!io || !sock_can_send(io))
-		return 0;
-	io->vector = ctx->args[1];
-	io->ret = ctx->args[2];
-	return leave_to_work(ctx, io, IO_MANY);
+	io->vector = vector;
+	io->ret = count;
+	return IO_MANY;
 }
 
-SEC("tracepoint/syscalls/sys_exit_recvmmsg")
-int exit_recvmmsg(struct trace_event_raw_sys_exit *ctx)
+static __always_inline enum io_op send_many(const struct pt_regs *regs)
 {
-	struct pt_regs *regs = task_regs();
+	struct io *io = io_begin(ARG1(regs), 1, 0);
+
+	return io && sock_can_send(io) ? many_of(io, ARG2(regs), ARG3(regs)) : IO_DONE;
+}
+
+static __always_inline enum io_op received_many(const struct pt_regs *regs, long ret)
+{
 	struct io *io;
 
-	if (ctx->ret <= 0 || regs->r10 & (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE))
-		return 0;
-	io = io_begin(regs->di, 0, 0);
-	if (!io)
-		return 0;
-	io->vector = regs->si;
-	io->ret = ctx->ret;
-	return leave_to_work(ctx, io, IO_MANY);
+	if (ret <= 0 || ARG4(regs) & RECEIVED_ELSEWHERE)
+		return IO_DONE;
+	io = io_begin(ARG1(regs), 0, 0);
+	return io ? many_of(io, ARG2(regs), ret) : IO_DONE;
 }
 
-SEC("tracepoint/syscalls/sys_enter_connect")
-int enter_connect(struct trace_event_raw_sys_enter *ctx)
+static __always_inline enum io_op connecting(const struct pt_regs *regs)
 {
-	struct io *io = cfg_link ? io_begin(ctx->args[0], 1, 0) : NULL;
+	struct io *io = cfg_link ? io_begin(ARG1(regs), 1, 0) : NULL;
 
-	return io ? leave_to_work(ctx, io, IO_CONNECT) : 0;
+	return io ? IO_CONNECT : IO_DONE;
+}
+
+/* ---- the hooks ------------------------------------------------------------------------- */
+
+static __always_inline enum io_op entered(const struct pt_regs *regs, long nr)
+{
+	switch (nr) {
+	case NR_WRITE:
+		return send_single(ARG1(regs), ARG2(regs), ARG3(regs));
+	case NR_SENDTO:
+		return send_to(regs);
+	case NR_WRITEV:
+		return send_vector(ARG1(regs), ARG2(regs), ARG3(regs));
+	case NR_SENDMSG:
+		return send_message(regs);
+	case NR_SENDMMSG:
+		return send_many(regs);
+	case NR_CONNECT:
+		return connecting(regs);
+	case NR_CLOSE:
+		closing(regs);
+		break;
+	case NR_SHUTDOWN:
+		shutting_down(regs);
+		break;
+	case NR_FUTEX:
+		futex(regs);
+		break;
+	case NR_PREADV:
+		node_marks(regs);
+		break;
+	case NR_MSYNC:
+		jvm_marks(regs);
+		break;
+	}
+	return IO_DONE;
+}
+
+static __always_inline enum io_op left(const struct pt_regs *regs, long ret)
+{
+	switch (SYSCALL_NR(regs)) {
+	case NR_READ:
+		return received_single(regs, ret, 0);
+	case NR_RECVFROM:
+		return received_single(regs, ret, ARG4(regs));
+	case NR_READV:
+		if (ret == -EAGAIN)
+			break;
+		return received_vector(ret, ARG1(regs), ARG2(regs), ARG3(regs));
+	case NR_RECVMSG:
+		return received_message(regs, ret);
+	case NR_RECVMMSG:
+		return received_many(regs, ret);
+	case NR_WRITE:
+	case NR_SENDTO:
+		return sent_single(regs, ret);
+	case NR_WRITEV:
+		return sent_vector(regs, ret, 0);
+	case NR_SENDMSG:
+		return sent_vector(regs, ret, 1);
+	case NR_SENDFILE:
+		return sent_file(regs, ret);
+	case NR_SPLICE:
+		return spliced(regs, ret);
+	case NR_EPOLL_WAIT:
+	case NR_EPOLL_PWAIT:
+		turn();
+		break;
+	case NR_ACCEPT:
+	case NR_ACCEPT4:
+		accepted(ret);
+		break;
+	}
+	return IO_DONE;
+}
+
+static __always_inline int leave_to_work(void *ctx, enum io_op op)
+{
+	struct io *io = op ? io_get() : NULL;
+
+	if (!io)
+		return 0;
+	io->op = op;
+	bpf_tail_call(ctx, &works, 0);
+	return 0;
+}
+
+/* Raw arguments: struct pt_regs *regs, long id. */
+SEC("raw_tp/sys_enter")
+int sys_enter(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (!cfg_ready)
+		return 0;
+	return leave_to_work(ctx, entered((const struct pt_regs *)ctx->args[0], ctx->args[1]));
+}
+
+/* Raw arguments: struct pt_regs *regs, long ret. */
+SEC("raw_tp/sys_exit")
+int sys_exit(struct bpf_raw_tracepoint_args *ctx)
+{
+	if (!cfg_ready)
+		return 0;
+	return leave_to_work(ctx, left((const struct pt_regs *)ctx->args[0], ctx->args[1]));
 }
 
 /* ---- the work ------------------------------------------------------------------------- */
@@ -407,8 +428,8 @@ int enter_connect(struct trace_event_raw_sys_enter *ctx)
  */
 static __always_inline void many(struct io *io)
 {
-	struct user_mmsghdr msg;
 	__u64 vector = io->vector;
+	struct user_mmsghdr msg;
 	__u32 seq = 0, total = 0, i;
 	long len;
 
@@ -435,7 +456,7 @@ static __always_inline void many(struct io *io)
 	}
 }
 
-SEC("tracepoint")
+SEC("raw_tp")
 int work(void *ctx __attribute__((unused)))
 {
 	struct io *io = io_get();

@@ -190,8 +190,7 @@ def _add_run(commands: Any) -> None:
         "  OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 \\\n"
         "    OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf wirespan run\n"
         "\n"
-        "Needs root, or CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE and, to find tracepoints,\n"
-        "CAP_DAC_READ_SEARCH, which --keep-capability keeps; `wirespan doctor` tells.",
+        "Needs root, or CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE; `wirespan doctor` tells.",
     )
     which = run.add_argument_group(
         "what to trace",

@@ -230,6 +230,8 @@ static __always_inline enum step h1_step_method(struct stream *s, struct flow_re
 			if (r->method == FLOW_METHOD_OTHER) {
 				struct word *text = (struct word *)&r->text[H1_METHOD_OFF];
 
+				/* what lies between is handed over as well */
+				__builtin_memset(r->text, 0, H1_METHOD_OFF);
 				text[0].v = window_load(w, w->pos) & LOW_BYTES(i);
 				text[1].v =
 					i > 8 ? window_load(w, w->pos + 8) & LOW_BYTES(i - 8) : 0;
@@ -506,10 +508,16 @@ static __always_inline int h1_name_trace(struct stream *s, struct flow_record *r
 		return 0;
 	s->flags |= H1_FOREIGN;
 	if (f->state == H1_B3) {
+		__u32 at = r->text_len, i;
+
+		if (at > FLOW_TEXT_BYTES - H1_B3_LEN)
+			return 0;
+		for (i = 0; i < H1_B3_LEN / 8; i++)
+			((struct word *)&r->text[at])[i].v = 0;
 		s->flags |= H1_B3_PAIR;
-		kept->off = r->text_len;
+		kept->off = at;
 		kept->len = H1_B3_LEN;
-		r->text_len += H1_B3_LEN;
+		r->text_len = at + H1_B3_LEN;
 	}
 	return 1;
 }

@@ -187,18 +187,17 @@ def test_system_calls_are_timed(tmp_path: Path) -> None:
 
 
 def test_empty_programs_compile(tmp_path: Path) -> None:
-    sections = [f"{empty.SYSCALLS}sys_exit_read", f"{empty.SYSCALLS}sys_enter_write"]
-    assert empty.build(tmp_path, sections).read_bytes().count(b"sys_exit_read") >= 1
+    assert empty.build(tmp_path, empty.SYSCALLS).read_bytes().count(b"raw_tp/sys_exit") >= 1
     with pytest.raises(BenchError, match="cannot compile"):
         empty.build(tmp_path, ['"'])
 
 
 @pytest.mark.root
 def test_empty_programs_are_attached_for_a_while(tmp_path: Path) -> None:
-    made = empty.build(tmp_path, [f"{empty.SYSCALLS}sys_exit_getppid"])
+    made = empty.build(tmp_path, ["raw_tp/sys_exit"])
     with empty.attached(made):
         os.getppid()
-    wrong = empty.build(tmp_path, [f"{empty.SYSCALLS}sys_exit_nothing"])
+    wrong = empty.build(tmp_path, ["raw_tp/sys_nothing"])
     with pytest.raises(BenchError, match="cannot attach"), empty.attached(wrong):
         pass
 
@@ -232,7 +231,7 @@ def test_ratios_are_of_neighbours_whatever_their_order() -> None:
     assert [one.missing for one, _ in rounds.traced_only(some_rounds())] == [1, 1]
 
 
-def test_programs_are_told_apart_by_side() -> None:
+def test_programs_are_told_apart() -> None:
     def status(runs: int) -> Status:
         return Status.of(
             {
@@ -242,9 +241,9 @@ def test_programs_are_told_apart_by_side() -> None:
                 "programs": [
                     {"name": name, "hook": hook, "run_count": str(runs), "run_ns": str(runs * 9)}
                     for name, hook in (
-                        ("a", "tracepoint/syscalls/sys_exit_read"),
-                        ("b", "tracepoint/syscalls/sys_enter_writev"),
-                        ("c", "tracepoint/syscalls/sys_exit_readv"),
+                        ("a", "raw_tp/sys_enter"),
+                        ("b", "raw_tp/sys_exit"),
+                        ("c", "uprobe"),
                     )
                 ]
                 + [{"name": "still", "hook": "tp", "run_count": "5", "run_ns": "6"}],
@@ -256,11 +255,7 @@ def test_programs_are_told_apart_by_side() -> None:
     assert {name: (each.runs, each.ns) for name, each in runs.items()} == dict.fromkeys(
         "abc", (10, 90)
     )
-    assert [rounds.side_of(each) for each in runs.values()] == [
-        "client (wrk)",
-        "server (nginx)",
-        "",
-    ]
+    assert rounds.Programs(5, runs).side_ns == 27
 
 
 def full_results() -> Results:
@@ -270,7 +265,7 @@ def full_results() -> Results:
         "python -m bench",
         Load(4, 32),
         some_rounds(),
-        Programs(100, {"enter_write": ProgramRuns("tracepoint/syscalls/sys_enter_write", 100, 9)}),
+        Programs(100, {"sys_enter": ProgramRuns("raw_tp/sys_enter", 100, 9)}),
         {
             kind: others.Call(
                 dict.fromkeys(others.WAYS, figure), dict.fromkeys(others.WAYS[1:], figure)
@@ -324,9 +319,7 @@ def test_targets_are_judged_by_the_results() -> None:
     assert results.latency and results.programs
     results.rounds = some_rounds()
     results.latency = dataclasses.replace(results.latency, first_span_s=2.5)
-    results.programs.runs["enter_write"] = ProgramRuns(
-        "tracepoint/syscalls/sys_enter_write", 100, 100 * 601
-    )
+    results.programs.runs["sys_enter"] = ProgramRuns("raw_tp/sys_enter", 100, 100 * 1202)
     changed = {name for name, verdict in verdicts(results).items() if verdict != first[name]}
     assert changed == {
         "kernel time per HTTP/1 exchange and side",
@@ -383,7 +376,7 @@ def test_rounds_lose_nothing_and_say_so(tmp_path: Path) -> None:
     assert spans["distinct"] == 2 * requests
     assert spans["tracer_ns"] > 0 and spans["memory"]["bpf"] > 0 and spans["map_bytes"] > 0
     hooks = {run["hook"].rpartition("/")[2] for run in raw["programs"]["runs"].values()}
-    assert {"sys_enter_write", "sys_exit_read", "sys_enter_writev", "sys_exit_recvfrom"} <= hooks
+    assert {"sys_enter", "sys_exit"} <= hooks
     assert raw["latency"]["spans"] > 50 and 0 < raw["latency"]["p50_ms"] < 5000
     page = (tmp_path / "benchmarks.md").read_text()
     assert page == done.stdout and f"0 of {2 * requests:,} spans missing" in page

@@ -185,7 +185,12 @@ class Kernel:
         a tracer that misses one way in or out would report half exchanges.
         """
         for name in self._bpf.get_program_names():
-            if self._object.programs.get(name) in ("tracepoint", "uprobe", "uprobe.multi"):
+            if self._object.programs.get(name) in (
+                "raw_tp",
+                "tracepoint",
+                "uprobe",
+                "uprobe.multi",
+            ):
                 continue  # names no hook: others tail-call it, or attach it to files
             program = self._bpf.get_program(name)
             with _captured_stderr() as log:

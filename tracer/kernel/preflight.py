@@ -251,6 +251,8 @@ def _events_wanted(system: System) -> list[str]:
 
 
 def _tracefs(system: System) -> Finding:
+    if system.object and not _events_wanted(system):
+        return _ok("not needed")
     place = _tracefs_path(system)
     if place is None:
         if not os.access(system.path("sys/kernel/tracing"), os.X_OK | os.R_OK):
@@ -260,6 +262,8 @@ def _tracefs(system: System) -> Finding:
 
 
 def _events(system: System) -> Finding:
+    if system.object and not _events_wanted(system):
+        return _ok("none wanted")
     place = _tracefs_path(system)
     if place is None:
         return _unknown("needs tracefs to be looked up")
