@@ -65,10 +65,12 @@ for name in "$@"; do
 	}
 	grep -oE 'cov: [0-9]+ ft: [0-9]+' "$scratch/log" | tail -n 1
 	grep -E '^(Done|stat::(average_exec_per_sec|new_units_added))' "$scratch/log"
-	if [ "$seconds" -ge 60 ]; then
+	# Atheris can't: what it is asked to merge in a process of its own comes back empty.
+	if [ "$seconds" -ge 60 ] && [ "${target[0]}" = "$connection" ]; then
 		mkdir "$scratch/$name-kept"
 		"${target[@]}" -merge=1 -max_len=4096 "$scratch/$name-kept" "$kept" "$seeds" \
 			>"$scratch/log" 2>&1
+		[ -n "$(ls -A "$scratch/$name-kept")" ]
 		rm -rf "$kept"
 		mv "$scratch/$name-kept" "$kept"
 	fi
