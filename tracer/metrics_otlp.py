@@ -7,6 +7,7 @@ Source: opentelemetry-proto 1.x, metrics/v1/metrics.proto.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import (
@@ -19,6 +20,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import (
     Metric,
     ResourceMetrics,
 )
+from opentelemetry.proto.resource.v1.resource_pb2 import Resource as OtlpResource
 
 from tracer.otlp import SCOPE_NAME
 from tracer.red.aggregate import Measurement
@@ -26,6 +28,8 @@ from tracer.red.instruments import Attributes, Instrument
 from tracer.spans import AttributeValue, Resource
 
 _NS_PER_S = 1e9
+# Resources, and sets of attributes, whose bytes are kept.
+REMEMBERED = 2_048
 
 
 class Number(NamedTuple):
@@ -130,7 +134,7 @@ def durations(
 
 def _point(data: ExponentialHistogramDataPoint, each: Measurement, now_ns: int) -> None:
     point, exemplar = each.point, each.exemplar
-    data.attributes.extend(_attributes(each.key.attributes))
+    data.MergeFromString(_point_bytes(each.key.attributes))
     data.start_time_unix_nano, data.time_unix_nano = each.start_ns, now_ns
     data.count, data.zero_count, data.scale = point.total, point.zero, point.scale
     data.sum = point.sum_ns / _NS_PER_S
@@ -149,10 +153,22 @@ def _point(data: ExponentialHistogramDataPoint, each: Measurement, now_ns: int) 
 
 def _resource(resource: Resource, version: str) -> ResourceMetrics:
     made = ResourceMetrics()
-    made.resource.attributes.extend(_attributes(resource.attributes))
+    made.resource.MergeFromString(_resource_bytes(resource))
     made.scope_metrics.add().scope.name = SCOPE_NAME
     made.scope_metrics[0].scope.version = version
     return made
+
+
+# A series is described anew at each export, and its attributes stay: parsing them again takes
+# a fraction of the time that putting them together does.
+@lru_cache(REMEMBERED)
+def _resource_bytes(resource: Resource) -> bytes:
+    return OtlpResource(attributes=_attributes(resource.attributes)).SerializeToString()
+
+
+@lru_cache(REMEMBERED)
+def _point_bytes(attributes: Attributes) -> bytes:
+    return ExponentialHistogramDataPoint(attributes=_attributes(attributes)).SerializeToString()
 
 
 def _attributes(attributes: Attributes) -> list[KeyValue]:
