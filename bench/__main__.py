@@ -132,7 +132,7 @@ def _run(options: argparse.Namespace, command: str) -> Results:
             results.idle = others.idle(program, sink, 1.0 if quick else 10.0, 50_000)
 
         def run_latency() -> None:
-            results.latency = latency.run(nginx, sink, 2.0 if quick else 10.0)
+            results.latency = latency.run(nginx, sink, 2.0 if quick else 20.0)
 
         def run_store() -> None:
             results.stored = stored.run(nginx, 2.0 if quick else 10.0)
