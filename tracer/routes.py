@@ -149,8 +149,11 @@ class RouteTable:
 
 def fold_segment(segment: str) -> str:
     """Return the template of one path segment; see the module's table."""
+    # Most are one of these two, and what follows would say the same of them.
     if segment.isalpha() and segment.islower() and len(segment) < 16:
         return segment
+    if segment.isdigit() and segment.isascii():
+        return _ID
     if "(" not in segment:
         segment = segment.partition(";")[0]
     if "%" in segment:
