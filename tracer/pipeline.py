@@ -195,10 +195,11 @@ class Pipeline:
         while total < MANY_RECORDS * 16:
             view = self._ring.read(READ_RECORDS)
             count = len(view)
-            records = copy_used(view)
-            self._ring.release()  # also where all that was read had been discarded
             if not count:
+                self._ring.release()  # of what was discarded, if there was something
                 break
+            records = copy_used(view)
+            self._ring.release()
             if not self._buffer.put(records, records.nbytes):
                 self.reader_full += count
             total += count
