@@ -33,9 +33,9 @@ BUSY_FILL = 0.05
 READ_RECORDS = 2_048
 # Records per batch of spans: beyond this, larger batches save little and take more memory.
 BATCH_RECORDS = 4_096
-# How often, at least, spans that wait for their trace are looked at, in seconds; none do when
-# nothing is traced, and then nobody wakes up for them.
-FLUSH_S = 0.03
+# How often, at least, spans that wait for their trace are looked at, in seconds: few, or
+# more than FEW_RECORDS, for a look costs some ns a span. For none, nobody wakes up.
+FLUSH_S, FLUSH_MANY_S = 0.03, 0.1
 # How long to leave the ring alone. Each visit costs about as much as a hundred records,
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
@@ -210,9 +210,10 @@ class Pipeline:
         size = 0
         rest_at = time.monotonic() + REST_S
         while not self._buffer.closed:
-            wait = FLUSH_S if self._stitch is not None and len(self._stitch) else None
-            if wait is None and rest_at < float("inf"):
-                wait = REST_S
+            held = len(self._stitch) if self._stitch is not None else 0
+            wait: float | None = FLUSH_MANY_S if held > FEW_RECORDS else FLUSH_S
+            if not held:
+                wait = REST_S if rest_at < float("inf") else None
             chunks = self._buffer.get_up_to(size, wait)
             if chunks:
                 records = join(chunks)
