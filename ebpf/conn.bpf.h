@@ -232,6 +232,15 @@ __noinline int recognise(struct io *io)
 	return 1;
 }
 
+/* Leave a connection alone that is the far end of one of the tracer's own. */
+__noinline int disown_own(struct conn *c, struct io *io)
+{
+	if (!c || !io || !is_own(&c->rec))
+		return 0;
+	disown(c, io);
+	return 1;
+}
+
 /* The one way in: io->left bytes at io->seq of socket io->sk, to be read from user memory. */
 __noinline int process(struct io *io)
 {
@@ -268,10 +277,8 @@ __noinline int process(struct io *io)
 		/* a server that spoke first could not tell yet */
 		if (!c->foreign && !io->tx) {
 			c->foreign = 1;
-			if (c->is_tcp && is_own(&c->rec)) {
-				disown(c, io);
+			if (c->is_tcp && disown_own(c, io))
 				return 0;
-			}
 		}
 		io->request = io->tx == (c->role == FLOW_CLIENT);
 		io_empty_window(io);

@@ -404,8 +404,12 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	if (c->inline_index == ~0U) {
 		c->inline_index = c->started;
 	} else {
-		if (c->started - c->answered < MAX_PIPELINED)
-			bpf_map_update_elem(&pipelined, &key, r, BPF_ANY);
+		/* not `r`: before 6.5 no pointer that a function was given is a map's value */
+		__u64 sk = io->sk;
+		struct conn *own = bpf_map_lookup_elem(&conns, &sk);
+
+		if (own && c->started - c->answered < MAX_PIPELINED)
+			bpf_map_update_elem(&pipelined, &key, &own->rec, BPF_ANY);
 		r = bpf_map_lookup_elem(&pipelined, &key);
 		if (!r) {
 			lose(FLOW_LOSS_PIPELINE_FULL);

@@ -185,33 +185,37 @@ __noinline int goroutine_cause(struct runtime *runtime, struct cause *cause, __u
 {
 	struct context_key key = { .tgid = tgid, .goroutine = 1 };
 	struct context *known;
-	__u64 goid, parent;
+	struct io *io;
+	__u64 goid;
 
-	if (!runtime || !cause)
+	if (!runtime || !cause || !g ||
+	    bpf_probe_read_user(&key.context, sizeof(key.context), (void *)(g + runtime->goid)))
 		return 0;
-	goid = goroutine_of(runtime, g, &parent);
+	goid = key.context;
 	if (!goid)
 		return 0;
-	key.context = goid;
 	known = bpf_map_lookup_elem(&contexts, &key);
 	if (known) {
 		*cause = known->cause;
 		return !known->channel || cause_live(cause);
 	}
-	if (!parent || !inherit)
+	if (!inherit || !runtime->parent_goid ||
+	    bpf_probe_read_user(&key.context, sizeof(key.context),
+				(void *)(g + runtime->parent_goid)) ||
+	    !key.context)
 		return 0;
-	key.context = parent;
 	known = bpf_map_lookup_elem(&contexts, &key);
 	if (!known)
 		return 0;
 	*cause = known->cause;
-	if (!cause_live(cause))
+	io = io_get();
+	if (!io || !cause_live(cause))
 		return 0;
-	struct context found = { .cause = *cause, .channel = INHERITED };
-
+	io->inherited.cause = *cause;
+	io->inherited.channel = INHERITED;
 	/* the parent may serve another exchange by the next time */
 	key.context = goid;
-	bpf_map_update_elem(&contexts, &key, &found, BPF_ANY);
+	bpf_map_update_elem(&contexts, &key, &io->inherited, BPF_ANY);
 	return 1;
 }
 
@@ -409,6 +413,23 @@ static __always_inline int link_alone(struct io *io, __u64 exchange)
 	return FLOW_EVIDENCE_WAKEUP;
 }
 
+/* How many calls are under way for io->cause; -1 if that is over. */
+__noinline int calls_of_cause(struct io *io)
+{
+	__u32 *calls, tid;
+
+	if (!io)
+		return -1;
+	calls = cause_calls(&io->cause, &tid);
+	return calls ? (int)(*calls & 0x7fffffff) : -1;
+}
+
+/* One more is under way. */
+__noinline int call_of_cause(struct io *io)
+{
+	return io ? link_calls(&io->cause, 1) : 0;
+}
+
 /*
  * A request begins that this host makes on io->sk, in HTTP/2 on a stream of it; `exchange` is
  * its flow_exchange_id(). Sets io->cause and returns enum flow_evidence; the exchange it was made
@@ -438,7 +459,7 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 			return 0; /* its runtime says that it is nobody's */
 		if (evidence != FLOW_EVIDENCE_CONNECT)
 			goto found;
-		if (cause_live(&io->cause))
+		if (calls_of_cause(io) >= 0)
 			return evidence; /* connecting counted as the call */
 	}
 	evidence = link_current(io, protocol);
@@ -446,12 +467,8 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 	 * Threads share a connection of HTTP/2, and one may write for others, after itself. A
 	 * thread makes one call at a time.
 	 */
-	if (evidence == FLOW_EVIDENCE_THREAD && stream) {
-		__u32 tid, *calls = cause_calls(&io->cause, &tid);
-
-		if (calls && *calls)
-			evidence = 0;
-	}
+	if (evidence == FLOW_EVIDENCE_THREAD && stream && calls_of_cause(io) > 0)
+		evidence = 0;
 found:
 	if (!io->cause.id || !evidence) {
 		io->cause.id = 0;
@@ -459,7 +476,7 @@ found:
 		return stream ? 0 : link_alone(io, exchange);
 	}
 	/* it may be over: what outlives the response still belongs to it */
-	link_calls(&io->cause, 1);
+	call_of_cause(io);
 	return evidence;
 }
 

@@ -157,30 +157,34 @@ static __always_inline void block_flush(struct conn *c, struct io *io, struct st
 /* HEADERS of a client on a stream not seen before. */
 static __always_inline void stream_begin_request(struct conn *c, struct io *io, struct stream *s)
 {
-	struct stream_entry e = {};
 	struct stream_key key = { .sk = io->sk, .id = s->own[H2_STREAM] };
+	struct io *own =
+		io_get(); /* as `io`, but fit to be a map's value, as begin_request() has it */
+	struct stream_entry *e;
 
-	if (!(s->own[H2_STREAM] & 1))
+	if (!own || !(s->own[H2_STREAM] & 1))
 		return;
-	e.sk = io->sk;
-	e.id = s->own[H2_STREAM];
-	e.start_ns = io->start_ns; /* the preface may have come long before */
+	e = &own->stream;
+	__builtin_memset(e, 0, sizeof(*e));
+	e->sk = io->sk;
+	e->id = s->own[H2_STREAM];
+	e->start_ns = io->start_ns; /* the preface may have come long before */
 	c->first_ns = 0;
-	e.request_seq = io->seq - (io->win.end - io->win.pos);
-	e.request_tid = (__u32)io->pid_tgid;
+	e->request_seq = io->seq - (io->win.end - io->win.pos);
+	e->request_tid = (__u32)io->pid_tgid;
 	if (c->t.old)
-		e.flags = FLOW_FLAG_OLD;
+		e->flags = FLOW_FLAG_OLD;
 	if (c->role == FLOW_CLIENT) {
-		e.evidence = link_call(io, FLOW_PROTO_HTTP2, e.id, 0);
-		if (e.evidence)
-			e.cause = io->cause;
+		e->evidence = link_call(io, FLOW_PROTO_HTTP2, e->id, 0);
+		if (e->evidence)
+			e->cause = io->cause;
 	}
-	if (bpf_map_update_elem(&streams, &key, &e, BPF_NOEXIST)) {
+	if (bpf_map_update_elem(&streams, &key, e, BPF_NOEXIST)) {
 		lose(FLOW_LOSS_STREAMS_FULL);
 		return;
 	}
-	if (cfg_link && c->role == FLOW_CLIENT && !e.evidence) {
-		struct stream_entry *begun = stream_of(io->sk, e.id);
+	if (cfg_link && c->role == FLOW_CLIENT && !e->evidence) {
+		struct stream_entry *begun = stream_of(io->sk, e->id);
 
 		if (begun)
 			hint_take(io->sk, begun);

@@ -422,36 +422,57 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 
 /* ---- the work ------------------------------------------------------------------------- */
 
+/* How many bytes came, where several messages were received. */
+__noinline int many_bytes(struct io *io)
+{
+	__u32 i, total = 0;
+	__u64 at;
+
+	if (!io)
+		return 0;
+	at = io->vector;
+	for (i = 0; i < MMSGS && i < io->ret; i++) {
+		if (bpf_probe_read_user(&io->message, sizeof(io->message), (void *)at))
+			break;
+		total += (__u32)io->message.len;
+		at += sizeof(io->message);
+	}
+	return total;
+}
+
+/* Take the next message of a vector up: io->left bytes. Returns 0 where that fails. */
+__noinline int many_next(struct io *io)
+{
+	struct user_mmsghdr *msg;
+	long len;
+
+	if (!io)
+		return 0;
+	msg = &io->message;
+	if (bpf_probe_read_user(msg, sizeof(*msg), (void *)io->vector))
+		return 0;
+	io->vector += sizeof(*msg);
+	io->left = 0;
+	len = io->tx ? 0 : (__u32)msg->len;
+	if (!io->tx && !len)
+		return 1;
+	return !io_vector(io, msg->hdr.iov, msg->hdr.iovlen, len);
+}
+
 /*
  * Each message of a vector in turn. A receive knows the lengths; a send is taken to go out
  * whole, and what is sent again later is recognised by its place in the stream.
  */
 static __always_inline void many(struct io *io)
 {
-	__u64 vector = io->vector;
-	struct user_mmsghdr msg;
-	__u32 seq = 0, total = 0, i;
-	long len;
+	__u32 seq = 0, i;
 
-	for (i = 0; i < MMSGS && i < io->ret && !io->tx; i++) {
-		if (bpf_probe_read_user(&msg, sizeof(msg), (void *)(vector + i * sizeof(msg))))
-			return;
-		total += (__u32)msg.len;
-	}
 	if (io->is_tcp)
-		seq = io->tx ? sock_write_seq(io) : sock_copied_seq(io) - total;
-	for (i = 0; i < MMSGS && i < io->ret; i++) {
-		if (bpf_probe_read_user(&msg, sizeof(msg), (void *)(vector + i * sizeof(msg))))
-			return;
-		len = io->tx ? 0 : (__u32)msg.len;
-		if (!io->tx && !len)
-			continue;
-		if (io_vector(io, msg.hdr.iov, msg.hdr.iovlen, len))
-			return;
-		len = io->left;
+		seq = io->tx ? sock_write_seq(io) : sock_copied_seq(io) - (__u32)many_bytes(io);
+	for (i = 0; i < MMSGS && i < io->ret && many_next(io); i++) {
 		io->seq = seq;
-		seq += len;
-		if (len)
+		seq += (__u32)io->left;
+		if (io->left)
 			process(io);
 	}
 }
