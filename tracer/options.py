@@ -309,7 +309,8 @@ def _add_output(out: Any) -> None:
     )  # fmt: skip
     out.add_argument(
         "--query", choices=("mask", "raw", "drop"), default="mask",
-        help="url.query: values replaced by REDACTED, as sent, or absent (default: mask)",
+        help="url.query: values replaced by REDACTED, as sent, or absent; what gRPC says of "
+        "errors: without what it quotes, unless raw (default: mask)",
     )  # fmt: skip
     out.add_argument(
         "--sql", choices=("mask", "raw", "drop"), default="mask",

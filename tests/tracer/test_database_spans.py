@@ -24,7 +24,7 @@ from tracer.flows import Reassembler
 from tracer.protocols import database
 from tracer.protocols.base import OPT_IN, Settings
 from tracer.protocols.database import LAST
-from tracer.protocols.database_shape import masked_message
+from tracer.protocols.messages import masked_message
 from tracer.protocols.mysql import Command, MySql
 from tracer.protocols.postgresql import STARTUP, PostgreSql
 from tracer.protocols.redis import Redis

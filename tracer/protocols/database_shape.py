@@ -29,7 +29,6 @@ Source: https://opentelemetry.io/docs/specs/semconv/db/database-spans/.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from tracer.flow import End, Family, Role
@@ -60,10 +59,6 @@ RETURNING = frozenset(
 AFFECTING = frozenset("INSERT UPDATE DELETE REPLACE MERGE COPY LOAD".split())
 
 _INVALID = Outcome("invalid_response", "the response was not what the protocol allows")
-# A quotation mark, but for the one of "doesn't".
-_QUOTE = r"""(?:"|(?<!n)'|'(?!t\b))"""
-_QUOTED = re.compile(rf"{_QUOTE}.*{_QUOTE}", re.DOTALL)
-_QUOTED_CUT = re.compile(rf"{_QUOTE}.*", re.DOTALL)
 
 
 class Ends(NamedTuple):
@@ -211,16 +206,6 @@ def _network(
     if local and "network.local.address" in wanted:
         attributes.append(("network.local.address", local))
     attributes += transport_of(unix, peer, wanted)
-
-
-def masked_message(message: str, cut: bool) -> str:
-    """Return a server's message without what it quotes, which may be data.
-
-    From the first quotation mark to the last, since what is quoted may hold some itself; to
-    the end if the message was cut or there is but one.
-    """
-    masked = message if cut else _QUOTED.sub("?", message)
-    return _QUOTED_CUT.sub("?", masked)
 
 
 def _joined(first: str, second: str) -> str:

@@ -32,6 +32,7 @@ from tracer.protocols.grpc_shape import REQUEST_MESSAGES, RESPONSE_MESSAGES, Cal
 from tracer.protocols.hpack_state import Hpack
 from tracer.protocols.http1 import target_keys
 from tracer.protocols.http2_fields import Answered, Asked, Fields, Request, Response
+from tracer.protocols.messages import masked_message
 from tracer.records import take
 from tracer.spans import Text
 
@@ -374,6 +375,8 @@ class Http2:
             grpc = bool(record["request_messages"] or record["response_messages"])
         grpc_status = last.grpc_status or answer.grpc_status
         message = last.grpc_message or answer.grpc_message
+        if self._settings.query != "raw":
+            message = masked_message(message, False)
         whole = record["end"] == End.RESPONSE
         unknown = answer.unknown or last.unknown
         missing = stream.request is None or (stream.response is None and whole)
