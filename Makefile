@@ -94,6 +94,10 @@ fuzz: packages $(VENV)/.dev ## libFuzzer on the parsers, 10 min each (FUZZ_SECON
 fuzz-intake: $(VENV)/.dev ## damaged OTLP sent to a collector's intake (FUZZ_SECONDS=600)
 	@GRPC_VERBOSITY=NONE $(VENV)/bin/python -m tests.collector.fuzz_intake $(FUZZ_SECONDS) $(ARGS)
 
+.PHONY: deploy-check
+deploy-check: setup ## render and check what is in deploy/ (ARGS=--write: docs/reference/deploy.md)
+	@scripts/deploy.sh $(ARGS)
+
 .PHONY: insns
 insns: $(OBJECTS) ## instructions per eBPF program
 	@scripts/insns.sh $(filter %.bpf.o,$(OBJECTS))
