@@ -41,6 +41,8 @@ static __always_inline struct stream_entry *stream_of(__u64 sk, __u32 id)
 	return bpf_map_lookup_elem(&streams, &key);
 }
 
+#include "shed.bpf.h"
+
 #include "link.bpf.h"
 
 /* Request `index` is over: its slot, and whom it counted for. */
@@ -53,7 +55,8 @@ __noinline int slot_free(struct conn *c, __u64 sk, __u32 index)
 		return 0;
 	r = cfg_link ? slot_of(c, sk, index) : NULL;
 	if (r && r->flags & FLOW_FLAG_IN_HAND)
-		link_served(sk, index, exchange_id(r), r->request_tid, r->calls);
+		link_served(sk, fate_index(index, fate_of(r)), exchange_id(r), r->request_tid,
+			    r->calls);
 	else if (r && r->parent && index == c->inline_index)
 		link_calls(&c->cause, 0);
 	if (index == c->inline_index)
@@ -121,7 +124,8 @@ static __always_inline void emit_part(struct flow_record *r)
 {
 	r->kind = FLOW_PART;
 	r->version++; /* how many parts there are: user space sees it if one is lost */
-	hand_over(r);
+	if (!(r->level & FATE_SHED))
+		hand_over(r);
 	r->kind = FLOW_EXCHANGE;
 	part_begin(r);
 }
@@ -131,6 +135,10 @@ __noinline int emit(struct flow_record *r, __u64 sk)
 {
 	if (!r)
 		return 0;
+	if (r->level & FATE_SHED) {
+		lose(FLOW_LOSS_SHED);
+		return 0;
+	}
 	if (r->family == AF_UNIX) {
 		if (r->protocol != FLOW_PROTO_HTTP1 && r->text_len > UNIX_PATH_AT)
 			emit_part(r);
@@ -440,6 +448,8 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	r->parent = 0;
 	r->evidence = 0;
 	r->calls = 0;
+	r->level = 0;
+	r->lot = 0;
 	r->request_tid = (__u32)io->pid_tgid;
 	r->response_tid = 0;
 	r->kind = FLOW_EXCHANGE;
@@ -454,6 +464,13 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 			r->parent = io->cause.id;
 			c->cause = io->cause;
 		}
+	}
+	if (cfg_shed) {
+		__u32 fate = fate_begin(io, r->request_seq, c->base, c->role == FLOW_CLIENT,
+					r->parent != 0);
+
+		r->level = fate;
+		r->lot = fate >> 8;
 	}
 }
 
@@ -486,7 +503,7 @@ static __always_inline void begin_response(struct conn *c, struct io *io)
 	if (c->role == FLOW_CLIENT && r == &c->rec) {
 		if (r->parent)
 			link_heard(io, &c->cause);
-		else if (r->evidence == FLOW_EVIDENCE_WAKEUP)
+		else if (r->evidence == FLOW_EVIDENCE_WAKEUP && !(r->level & FATE_SHED))
 			link_answered(io, exchange_id(r));
 	}
 }
@@ -498,7 +515,7 @@ static __always_inline void serve(struct conn *c, struct io *io, struct flow_rec
 	    r->flags & FLOW_FLAG_IN_HAND)
 		return;
 	r->request_tid = (__u32)io->pid_tgid;
-	if (link_serve(io, c->started - 1, exchange_id(r), 1))
+	if (link_serve(io, fate_index(c->started - 1, fate_of(r)), exchange_id(r), 1))
 		r->flags |= FLOW_FLAG_IN_HAND;
 }
 

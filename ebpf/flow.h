@@ -178,7 +178,8 @@ struct flow_record {
 	__u16 text_len;	   /* bytes of text[] in use */
 	__u32 calls;	   /* the kernel's own: a server's, requests made for it under way */
 	__u8 evidence;	   /* enum flow_evidence: what says so of `parent` */
-	__u8 pad[3];
+	__u8 level;	   /* one trace in 2^level was kept, as this one begun; bit 7: it wasn't */
+	__u16 lot;	   /* with a level: what decided, 16 bits that all of a trace have */
 	struct flow_field fields[FLOW_TEXT_FIELDS];
 	char text[FLOW_TEXT_BYTES];
 };
@@ -208,7 +209,8 @@ enum flow_loss {
 	FLOW_LOSS_PENDING_FULL = 8,   /* a send awaiting its result found no room */
 	FLOW_LOSS_STREAMS_FULL = 9,   /* an HTTP/2 stream found no room: one span less */
 	FLOW_LOSS_NOTE_FULL = 10, /* another record than an exchange found no room in the ring */
-	FLOW_LOSSES = 11,
+	FLOW_LOSS_SHED = 11,	  /* overload: an exchange of a trace that was let go */
+	FLOW_LOSSES = 12,
 };
 
 /* Things worth counting that are no loss, in the map `counts`. */

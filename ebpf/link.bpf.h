@@ -143,7 +143,7 @@ static __always_inline int context_cause(const struct context_key *key, struct c
 	    c->rec.protocol == FLOW_PROTO_HTTP2 || c->started - c->answered != 1 ||
 	    c->inline_index != c->answered || !(c->rec.flags & FLOW_FLAG_IN_HAND))
 		return 1;
-	cause->index = c->answered;
+	cause->index = fate_index(c->answered, fate_of(&c->rec));
 	cause->id = exchange_id(&c->rec);
 	return 1;
 }

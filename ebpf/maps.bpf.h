@@ -13,7 +13,7 @@
 /* An exchange that this host serves: what the requests made for it refer to. */
 struct cause {
 	__u64 sk;    /* its connection */
-	__u64 index; /* HTTP/1: number of the request; HTTP/2: stream */
+	__u64 index; /* HTTP/1: number of the request; HTTP/2: stream; above 32 bits its fate */
 	__u64 id;    /* flow_exchange_id(); 0: no exchange */
 };
 
@@ -97,6 +97,8 @@ struct stream_entry {
 	__u32 end;  /* enum flow_end */
 	__u32 calls;
 	__u32 evidence; /* enum flow_evidence */
+	__u32 fate;	/* as in flow_record: level | lot << 8 */
+	__u32 pad;
 	struct cause cause;
 };
 
@@ -267,6 +269,14 @@ struct {
 	__type(key, struct context_key);
 	__type(value, struct context);
 } contexts SEC(".maps");
+
+/* What becomes of a request's trace, for the server's side of it on this host; taken by that. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u64);
+	__type(value, __u32);
+} fates SEC(".maps");
 
 /* For whom a socket was connected, or is about to be written to; taken by its next request. */
 struct hint {

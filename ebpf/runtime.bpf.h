@@ -153,7 +153,7 @@ static __always_inline void mark_serve(const struct io *io, const struct context
 		e = stream_of(sk, stream);
 		if (!c || !e || !(e->flags & FLOW_FLAG_IN_HAND))
 			return;
-		known.cause.index = stream;
+		known.cause.index = fate_index(stream, e->fate);
 		known.cause.id = stream_exchange(c, e);
 	} else {
 		/* found by its connection, now that it is the only one there */
@@ -408,7 +408,7 @@ int go_grpc_serve(struct pt_regs *ctx)
 	if (!c || !e || !key.context || !(e->flags & FLOW_FLAG_IN_HAND))
 		return 0;
 	known.cause.sk = sk;
-	known.cause.index = id;
+	known.cause.index = fate_index(id, e->fate);
 	known.cause.id = stream_exchange(c, e);
 	bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
 	return 0;

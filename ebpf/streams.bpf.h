@@ -50,10 +50,16 @@ __noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
 	r->version = 20;
 	r->parent = e->cause.id;
 	r->evidence = e->evidence;
+	r->level = e->fate;
+	r->lot = e->fate >> 8;
 	if (r->family == AF_UNIX)
 		sock_unix_path((void *)e->sk, r);
 	bpf_ringbuf_submit(r, ring_flags());
-	count(FLOW_COUNT_EXCHANGES, 1);
+	/* user space has had its header blocks all the same, and is told that it can forget them */
+	if (e->fate & FATE_SHED)
+		lose(FLOW_LOSS_SHED);
+	else
+		count(FLOW_COUNT_EXCHANGES, 1);
 	return 0;
 }
 
@@ -66,7 +72,8 @@ static __always_inline void stream_over(struct conn *c, struct stream_entry *e, 
 		e->flags |= FLOW_FLAG_EARLY;
 	stream_emit(c, e, now);
 	if (e->flags & FLOW_FLAG_IN_HAND)
-		link_served(e->sk, e->id, stream_exchange(c, e), e->request_tid, e->calls);
+		link_served(e->sk, fate_index(e->id, e->fate), stream_exchange(c, e),
+			    e->request_tid, e->calls);
 	else if (e->cause.id)
 		link_calls(&e->cause, 0);
 	bpf_map_delete_elem(&streams, &key);
@@ -189,6 +196,15 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 		if (begun)
 			hint_take(io->sk, begun);
 	}
+	if (cfg_shed) {
+		struct stream_entry *begun = stream_of(io->sk, e.id);
+
+		if (begun) {
+			io->cause = begun->cause;
+			begun->fate = fate_begin(io, e.request_seq, c->base, c->role == FLOW_CLIENT,
+						 begun->cause.id != 0);
+		}
+	}
 	c->open++;
 	if (c->rec.tgid != io->pid_tgid >> 32) {
 		tell_process(io, &c->rec);
@@ -301,7 +317,7 @@ __noinline int streams_heard(struct conn *c, struct io *io, __u32 result)
 		e = stream_of(io->sk, s->own[H2_STREAM]);
 		if (e && io->request && c->role == FLOW_SERVER && !(e->flags & FLOW_FLAG_IN_HAND)) {
 			e->request_tid = (__u32)io->pid_tgid;
-			if (link_serve(io, e->id, stream_exchange(c, e), 0))
+			if (link_serve(io, fate_index(e->id, e->fate), stream_exchange(c, e), 0))
 				e->flags |= FLOW_FLAG_IN_HAND;
 		}
 		if (e && s->flags & H2_BLOCK_END)

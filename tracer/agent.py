@@ -32,6 +32,7 @@ from tracer.errors import UsageError, WirespanError
 from tracer.export import Exporter
 from tracer.export_config import ExportConfig
 from tracer.flows import Reassembler
+from tracer.governor import Governor, Look
 from tracer.instance import InstanceLock
 from tracer.kernel import memory
 from tracer.kernel.loader import Filters, Kernel, Settings
@@ -162,6 +163,15 @@ class Agent:
         )
         kept = policy(options.sample, options.keep_errors, options.keep_slower_ns, environ, say)
         self._sampler = None if kept.keeps_all else Sampler(kept)
+        self._looked = 0, 0  # records, and how many the ring had no room for
+        self._governor: Governor | None = None
+        if options.max_cpu:
+            self._governor = Governor(
+                options.max_cpu,
+                self._look,
+                lambda: self._pipeline.buffer_fill(),
+                self._kernel.shed,
+            )
         self._stitcher = Stitcher(options.downstream, sampler=self._sampler)
         sinks: list[Sink] = [self._hub]
         sinks += [sink for sink in (self._exporter, self._output, self._store) if sink]
@@ -182,6 +192,7 @@ class Agent:
             observe=meter.observe if meter else None,
             sample=self._sampler,
             rest=memory.give_back,
+            pause=self._governor.pause if self._governor else None,
         )
         self._control = ControlServer(
             options.socket,
@@ -222,6 +233,8 @@ class Agent:
                 # What is there by now stays: not to be looked through time and again.
                 gc.collect()
                 gc.freeze()
+                if self._governor:
+                    self._governor.start()
                 self._banner()
                 with _ready_file(self._options.ready_file):
                     self._wait()
@@ -264,6 +277,8 @@ class Agent:
     def _end(self) -> None:
         """Take what is on its way to where it goes, each part in bounded time."""
         self._loaded.silence()
+        if self._governor:
+            self._governor.close()
         self._pipeline.stop(DRAIN_S)
         self._kernel.close()
         self._hub.close()
@@ -341,8 +356,23 @@ class Agent:
             self._export_status,
             len(self._hub),
             self._stored(),
-            self._sampler.words() if self._sampler else "",
+            self._sampling(),
         )
+
+    def _look(self) -> Look:
+        """What the process used so far, and for how much."""
+        pipeline, arrived = self._pipeline, self._pipeline.records
+        if arrived != self._looked[0]:  # else the ring wasn't full, and idleness costs nothing
+            self._looked = arrived, self._kernel.losses()["ring_full"]
+        lost = pipeline.reader_full + self._looked[1]
+        return Look(time.monotonic(), time.process_time(), arrived, pipeline.worked, lost)
+
+    def _sampling(self) -> str:
+        """Which traces are kept, in words."""
+        kept = [self._sampler.words()] if self._sampler else []
+        if self._governor and (shed := self._governor.words()):
+            kept.append(shed)
+        return "; of these ".join(kept)
 
     def _stored(self) -> status.Stored | None:
         if self._store is None:

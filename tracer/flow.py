@@ -98,6 +98,10 @@ class Evidence(IntEnum):
     ASYNC = 7
 
 
+# Bit of a record's level: its trace was let go (FATE_SHED in ebpf/shed.bpf.h).
+SHED = 128
+
+
 class Slot(IntEnum):
     """enum flow_text, of an HTTP/1 exchange: slots of flow_record.fields."""
 

@@ -32,7 +32,8 @@ from tracer.protocols.mysql import MySql
 from tracer.protocols.postgresql import PostgreSql
 from tracer.protocols.redis import Redis
 from tracer.records import take
-from tracer.spans import EVIDENCE, Links, Remote, SpanBatch, Text
+from tracer.sampling import level_threshold
+from tracer.spans import EVIDENCE, Links, Remote, Sampling, SpanBatch, Text
 
 NewDecoder = Callable[[Shapes, Routes, Settings], Decoder]
 
@@ -45,6 +46,8 @@ _LOOPBACK_NET = 127  # RFC 1122 section 3.2.1.3
 _IDS_PRIVATE = np.uint32(Flag.IDS_PRIVATE)
 # Of flow_exchange_id() in ebpf/flow.h.
 _EXCHANGE_FACTOR = np.uint64(0x9E3779B97F4A7C15)
+
+_THRESHOLDS = np.array([level_threshold(level) for level in range(256)], dtype=np.uint64)
 
 DECODERS: Mapping[int, NewDecoder] = {
     Protocol.HTTP1: Http1,
@@ -191,7 +194,18 @@ class Reassembler:
             },
             texts={**columns.texts, EVIDENCE: evidence},
             links=links._replace(handovers=handovers),
+            sampling=_sampling(records),
         )
+
+
+def _sampling(records: Records) -> Sampling | None:
+    """Say what the kernel kept these by; None where it let nothing go as they began."""
+    level = records["level"]
+    if not level.any():
+        return None
+    lot = records["lot"].astype(np.int32)
+    lot[level == 0] = -1
+    return Sampling(_THRESHOLDS[level], lot)
 
 
 def _links(

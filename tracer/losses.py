@@ -48,8 +48,10 @@ KERNEL: Mapping[str, Loss] = {
     ),
     "FLOW_LOSS_NOTE_FULL": Loss(
         "note_full",
-        "what else a span may need found no room in the ring buffer: further strings, HTTP/2 "
-        "header fields, a link, or the name of a new process",
+        "text, header fields, a link or an exec found no room in the ring: spans lack it",
+    ),
+    "FLOW_LOSS_SHED": Loss(
+        "shed", "overload: a span of a trace that was let go before it cost anything (--max-cpu)"
     ),
 }
 

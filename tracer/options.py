@@ -46,6 +46,7 @@ class RunOptions:
     sample: None: as the environment says. keep_slower_ns: 0 for none.
     user: whom to become; "" for nobody else. keep: capabilities that stay besides those that
         tracing takes.
+    max_cpu: in cores; 0 for no cap.
     """
 
     include: Selection
@@ -62,6 +63,7 @@ class RunOptions:
     sample: Policy | None
     keep_errors: bool
     keep_slower_ns: int
+    max_cpu: float
     store: StoreOptions
     socket: str
     duration_s: float | None
@@ -438,6 +440,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         sample=found.sample,
         keep_errors=found.keep_errors,
         keep_slower_ns=found.keep_slower,
+        max_cpu=found.max_cpu,
         store=store_options.options(found),
         socket=found.control_socket,
         duration_s=found.duration,

@@ -89,6 +89,7 @@ class Pipeline:
         records are counted in `failed` and the pipeline goes on.
     stitch: gives spans their traces and parents; None: they go out as they are.
     observe: is shown each batch, once, before any span of it is left out; must not raise.
+    pause: called before each batch, may wait; None: nothing is to be waited for.
     sample: lets go of what the stitcher's sampler has decided to; None: nothing.
     rest: called once when little is left to do, after there was much.
     """
@@ -105,6 +106,7 @@ class Pipeline:
         observe: Callable[[SpanBatch], None] | None = None,
         sample: Sample | None = None,
         rest: Callable[[], None] | None = None,
+        pause: Callable[[], None] | None = None,
     ) -> None:
         self._ring = ring
         self._feed = feed
@@ -115,6 +117,7 @@ class Pipeline:
         self._observe = observe
         self._sample = sample
         self._rest = rest
+        self._pause = pause
         self._buffer: BoundedQueue[Records] = BoundedQueue(buffer_bytes)
         self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._stopping = False
@@ -126,6 +129,7 @@ class Pipeline:
         self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
         self._worker = threading.Thread(target=self._work, name="worker", daemon=True)
         self.records = 0
+        self.worked = 0
         self.batches = 0
         self.server_spans = 0
         self.client_spans = 0
@@ -218,7 +222,10 @@ class Pipeline:
             if chunks:
                 records = join(chunks)
                 size = records.itemsize * BATCH_RECORDS
+                if self._pause is not None and not self._stopping:
+                    self._pause()
                 self._try(partial(self._make, records), len(records))
+                self.worked += len(records)
                 if len(records) >= MUCH_RECORDS:
                     rest_at = time.monotonic() + REST_S
             else:

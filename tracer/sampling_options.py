@@ -15,6 +15,7 @@ PARENT_BASED = "parentbased_"
 # Of the specification, and not to be had here: they ask another service.
 ELSEWHERE = ("jaeger_remote", "parentbased_jaeger_remote", "xray")
 MAX_RATE = 1e9
+DEFAULT_CORES, MIN_CORES, MAX_CORES = 1.0, 0.02, 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,28 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
         "--keep-slower", metavar="DURATION", type=values.duration("--keep-slower"), default=0,
         help="likewise every trace with a span that took as long: for example 250ms or 2s",
     )  # fmt: skip
+
+    group.add_argument(
+        "--max-cpu", metavar="CORES", type=cores, default=DEFAULT_CORES,
+        help="CPU time that the tracer may use: traces are let go whole where that would not do; "
+        f"none: as much as it takes (default: {DEFAULT_CORES:g})",
+    )  # fmt: skip
+
+
+def cores(text: str) -> float:
+    """Read a number of cores, 0 for `none`; raises UsageError."""
+    if text == "none":
+        return 0.0
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not MIN_CORES <= number <= MAX_CORES:
+        raise UsageError(
+            f"--max-cpu: {text!r} is not a number of cores",
+            f"{MIN_CORES:g} to {MAX_CORES}, or none",
+        )
+    return number
 
 
 def sampler(text: str) -> Policy:

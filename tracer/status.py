@@ -78,6 +78,12 @@ class KernelView:
         self.refresh()
         return self._ring_fill
 
+    def shed(self, value: int) -> None:
+        """Say how many traces are to be let go; nothing after `close`."""
+        with self._lock:
+            if not self._closed:
+                self._kernel.shed(value)
+
     def programs(self) -> list[Program]:
         """The programs loaded; none after `close`."""
         with self._lock:

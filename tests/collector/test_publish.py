@@ -111,6 +111,7 @@ def test_unchanged_spans_keep_their_bytes() -> None:
 def test_the_trace_id_in_the_bytes_is_the_one_that_counts(twice: bool) -> None:
     """Also where the field comes again, with the same or another value: the last one counts."""
     made = message(2, 20, 11, evidence="stream")
+    made.trace_state, made.flags = "ot=rv:80000000000001;th:8", 0x301
     raw = made.SerializeToString()
     if twice:
         raw += b"\x0a\x10" + trace(2)
@@ -119,4 +120,6 @@ def test_the_trace_id_in_the_bytes_is_the_one_that_counts(twice: bool) -> None:
     (_, out) = Publisher().publish(Tree(trace(1), {ident(11): client[0], ident(20): held}, {}))
     assert out.trace_id == trace(1)
     assert SpanMessage.FromString(out.raw).trace_id == trace(1)
-    assert SpanMessage.FromString(out.raw).attributes == made.attributes
+    sent = SpanMessage.FromString(out.raw)
+    assert sent.attributes == made.attributes
+    assert (sent.trace_state, sent.flags) == (made.trace_state, made.flags)

@@ -48,6 +48,7 @@ class Nginx:
     """A running nginx; any path answers `hello`, unless file, put, missing or broken is in it.
 
     A PUT under put is read whole before its answer, as `hello` does not do.
+    extra: more of its configuration, in which PORT stands for its own port.
     """
 
     def __init__(self, directory: Path, workers: int = 2, extra: str = "") -> None:
@@ -59,6 +60,7 @@ class Nginx:
         (directory / "root").mkdir()
         (directory / "root" / "five").write_bytes(b"5" * FILE_BYTES)
         conf = directory / "nginx.conf"
+        extra = extra.replace("PORT", str(self.port))
         text = CONF.format(directory=directory, port=self.port, workers=workers, extra=extra)
         conf.write_text("user root;\n" + text)
         argv = ["nginx", "-p", str(directory), "-c", str(conf), "-e", "stderr"]

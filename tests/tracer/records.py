@@ -57,7 +57,8 @@ RECORD = np.dtype(
         ("text_len", "<u2"),
         ("calls", "<u4"),
         ("evidence", "u1"),
-        ("pad", "u1", (3,)),
+        ("level", "u1"),
+        ("lot", "<u2"),
         ("fields", [("off", "<u2"), ("len", "<u2")], (8,)),
         ("text", "u1", (TEXT_BYTES,)),
     ]

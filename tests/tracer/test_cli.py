@@ -59,6 +59,8 @@ def check_failure(done: subprocess.CompletedProcess[str], code: int, message: st
         (("run", "--pid", "-1"), "--pid"),
         (("run", "--sample", "0.1"), "--sample: '0.1' is no sampler"),
         (("run", "--sample", "traceidratio=2"), "--sample: '2' is not a share from 0 to 1"),
+        (("run", "--max-cpu", "0"), "--max-cpu: '0' is not a number of cores"),
+        (("run", "--max-cpu", "all"), "--max-cpu: 'all' is not a number of cores"),
         (("run", "--keep-slower", "250"), "--keep-slower: '250' is not a duration"),
         (("run", "--keep-slower", "0ms"), "--keep-slower: '0ms' is not a duration"),
         (("run", "--pid", "9" * 40), "is not a process id"),

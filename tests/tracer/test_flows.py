@@ -244,6 +244,14 @@ def test_records_of_unknown_sorts_are_counted(values: dict[str, int]) -> None:
     assert tracer.losses()["unknown_record"] == 1
 
 
+def test_what_the_kernel_kept_says_by_which_level() -> None:
+    assert reassembler().feed(batch_of(record(), record(lot=7)), 0).sampling is None
+    made = reassembler().feed(batch_of(record(), record(level=2, lot=0xFFFE)), 0).sampling
+    assert made is not None
+    assert made.threshold.tolist() == [0, 3 << 54]
+    assert made.lot.tolist() == [-1, 0xFFFE]
+
+
 def test_no_records_no_spans() -> None:
     for rows in (batch_of(), exec_record(b"a\0")):
         batch = reassembler().feed(rows, 0)

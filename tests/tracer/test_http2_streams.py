@@ -20,7 +20,7 @@ from tests.tracer.records import (
     record,
     shapes_of,
 )
-from tracer.flow import Flag, Kind, Protocol, Role
+from tracer.flow import SHED, Flag, Kind, Protocol, Role
 from tracer.protocols import http2
 from tracer.protocols.base import Settings, Shapes
 from tracer.protocols.http2 import Http2
@@ -265,3 +265,18 @@ def test_any_records_are_taken(
     batch = feed(made)
     for row in range(len(batch)):
         attributes_of(batch, row)
+
+
+def test_a_stream_that_is_shed_is_forgotten_and_its_blocks_are_read_all_the_same() -> None:
+    wire = Wire()
+    rows = wire.ask(1, GET) + wire.answer(1, OK, Flag.END_STREAM)
+    rows += wire.over(1, level=SHED | 3)
+    # HPACK's table has what the first stream put there.
+    rows += wire.ask(3, GET) + wire.answer(3, OK, Flag.END_STREAM) + wire.over(3, level=3, lot=9)
+    reader = tracer()
+    batch = reader.feed(batch_of(*rows), 0)
+    assert len(batch) == 1
+    assert attributes_of(batch, 0)["url.path"] == "/users/12"
+    assert attributes_of(batch, 0)["user_agent.original"] == "curl/8.5"
+    assert batch.sampling is not None and batch.sampling.lot.tolist() == [9]
+    assert not any(reader.losses().values())

@@ -254,15 +254,15 @@ def test_a_rate_is_kept_to_and_what_it_costs_is_told() -> None:
 
 
 def test_a_level_changes_between_traces_and_never_within_one() -> None:
-    kept = Kept(Policy(RATE, 1_000))
-    first = forest(range(1, 1_000))
+    kept = Kept(Policy(RATE, 300))
+    first = forest(range(1, 300))
     early = np.flatnonzero(np.arange(len(first)) % 4 >= 2)
     late = np.flatnonzero(np.arange(len(first)) % 4 < 2)
 
     kept.feed(part(first, early), 0)
     before = kept.sampler.fate
-    kept.feed(forest(range(5_000, 9_000)), S // 2)
-    kept.feed(forest(range(10_000, 14_000)), S)
+    kept.feed(forest(range(1_000, 2_000)), S // 2)
+    kept.feed(forest(range(3_000, 4_000)), S)
     assert kept.sampler.fate > before >= LEVEL
     kept.feed(part(first, late), S)
     kept.end(2 * S)

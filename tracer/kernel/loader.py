@@ -206,6 +206,10 @@ class Kernel:
             self._attached[name] = program
         self._set_ready(1)
 
+    def shed(self, value: int) -> None:
+        """Say how many traces are to be let go: `cfg_shed` in ebpf/shed.bpf.h."""
+        self._write_knobs({"cfg_shed": value})
+
     def silence(self) -> None:
         """Have the programs look away, so that the ring can be emptied for good."""
         self._set_ready(0)
@@ -315,6 +319,8 @@ class Kernel:
             if section not in (".data", ".bss") or not left:
                 continue
             known = self._object.globals(section)
+            if not left.keys() & known.keys():
+                continue  # what programs write at the same time must not be written back
             bpf_map = self._bpf[name]
             value = bytearray(sys.map_lookup(bpf_map.get_fd(), bytes(4), bpf_map.get_value_size()))
             for knob in left.keys() & known.keys():

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.columns import I32, U64, Words, absorb
-from tracer.flow import Block, End, Family, Flag, Kind, Role, Slot
+from tracer.flow import SHED, Block, End, Family, Flag, Kind, Role, Slot
 from tracer.link.headers import Headers
 from tracer.protocols import grpc_shape
 from tracer.protocols import http1_shape as shapes
@@ -153,7 +153,8 @@ class Http2:
         return {"hpack_failed": sum(failed), "stream_forgotten": self._forgotten}
 
     def columns(self, records: Records, process: U64) -> Columns:
-        """Decode; every FLOW_EXCHANGE gives one span, save those of pushed streams."""
+        """Decode; every FLOW_EXCHANGE gives one span, save those of pushed streams, and of those
+        that are shed."""
         if self._generation != self._shapes.generation:
             self._generation = self._shapes.generation
             self._known.clear()
@@ -169,12 +170,13 @@ class Http2:
         rows: list[int] = []
         ended: list[tuple[_Connection, _Stream]] = []
         connections = self._connections
-        for row, (kind, number, stream_id, flags, begin, stop) in enumerate(
+        for row, (kind, number, stream_id, flags, level, begin, stop) in enumerate(
             zip(
                 records["kind"].tolist(),
                 key.tolist(),
                 records["stream_id"].tolist(),
                 records["flags"].tolist(),
+                records["level"].tolist(),
                 (base + off).tolist(),
                 (base + end).tolist(),
                 strict=True,
@@ -214,7 +216,7 @@ class Http2:
                 stream = connection.streams.pop(stream_id, None)
                 self._open_streams -= stream is not None
                 # Those with even numbers were begun by the server: pushed.
-                if stream_id & 1:
+                if stream_id & 1 and not level & SHED:
                     rows.append(row)
                     ended.append((connection, stream or _NO_STREAM))
         at = np.array(rows, dtype=np.intp)
