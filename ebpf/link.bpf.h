@@ -326,20 +326,18 @@ static __always_inline int thread_cause(const struct thread *thread, struct caus
  * For whom does this thread run now, as far as a request of the protocol tells? Sets io->cause
  * and returns enum flow_evidence.
  */
-__noinline int link_current(struct io *io, __u32 protocol)
+__noinline int link_current(struct io *io, struct runtime *runtime, __u32 protocol)
 {
 	__u32 tgid, tid, evidence = 0;
-	struct runtime *runtime;
 	struct thread *thread;
 	struct cause cause = {};
 
-	if (!io)
+	if (!io || !runtime)
 		return 0;
 	io->cause.id = 0;
 	tgid = io->pid_tgid >> 32;
 	tid = (__u32)io->pid_tgid;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
-	if (!runtime || runtime->kind == RUNTIME_OPAQUE)
+	if (runtime->kind == RUNTIME_OPAQUE)
 		return 0;
 	if (runtime->kind == RUNTIME_GO) {
 		/* Go's clients of HTTP have goroutines that write for others */
@@ -396,14 +394,11 @@ static __always_inline int link_calls(struct cause *cause, __u32 more)
 }
 
 /* A thread that serves nobody makes a request: whom it wakes with the answer may tell more. */
-static __always_inline int link_alone(struct io *io, __u64 exchange)
+static __always_inline int link_alone(struct io *io, const struct runtime *runtime, __u64 exchange)
 {
-	__u32 tgid = io->pid_tgid >> 32;
-	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	struct thread *thread;
 
-	if (!runtime || !runtime->serves ||
-	    (runtime->kind != RUNTIME_THREADS && runtime->kind != RUNTIME_CPYTHON))
+	if (runtime->kind != RUNTIME_THREADS && runtime->kind != RUNTIME_CPYTHON)
 		return 0;
 	thread = thread_make((__u32)io->pid_tgid);
 	if (!thread || thread->in_hand.count)
@@ -437,11 +432,17 @@ __noinline int call_of_cause(struct io *io)
  */
 __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exchange)
 {
+	struct runtime *runtime;
 	struct hint *hint;
 	int evidence;
+	__u32 tgid;
 	__u64 sk;
 
 	if (!io || !cfg_link)
+		return 0;
+	tgid = io->pid_tgid >> 32;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime || !runtime->serves) /* for whom should it ask? */
 		return 0;
 	sk = hint_key(io->sk, stream);
 	hint = bpf_map_lookup_elem(&hints, &sk);
@@ -462,7 +463,7 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 		if (calls_of_cause(io) >= 0)
 			return evidence; /* connecting counted as the call */
 	}
-	evidence = link_current(io, protocol);
+	evidence = link_current(io, runtime, protocol);
 	/*
 	 * Threads share a connection of HTTP/2, and one may write for others, after itself. A
 	 * thread makes one call at a time.
@@ -473,7 +474,7 @@ found:
 	if (!io->cause.id || !evidence) {
 		io->cause.id = 0;
 		/* a connection of HTTP/2 is shared: who writes need not be who asks */
-		return stream ? 0 : link_alone(io, exchange);
+		return stream ? 0 : link_alone(io, runtime, exchange);
 	}
 	/* it may be over: what outlives the response still belongs to it */
 	call_of_cause(io);
@@ -534,7 +535,7 @@ __noinline int link_connect(struct io *io)
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !(runtime->event_loop & EVENT_LOOP_CONNECTS))
 		return 0;
-	if (!link_current(io, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
+	if (!link_current(io, runtime, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
 		return 0;
 	sk = io->sk;
 	hint.cause = io->cause;
