@@ -440,6 +440,7 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 
 	if (!io || !cfg_link)
 		return 0;
+	io->cause.id = 0;
 	tgid = io->pid_tgid >> 32;
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !runtime->serves) /* for whom should it ask? */

@@ -197,12 +197,12 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 			hint_take(io->sk, begun);
 	}
 	if (cfg_shed) {
-		struct stream_entry *begun = stream_of(io->sk, e.id);
+		struct stream_entry *begun = stream_of(io->sk, e->id);
 
 		if (begun) {
 			io->cause = begun->cause;
-			begun->fate = fate_begin(io, e.request_seq, c->base, c->role == FLOW_CLIENT,
-						 begun->cause.id != 0);
+			begun->fate = fate_begin(io, e->request_seq, c->base,
+						 c->role == FLOW_CLIENT, begun->cause.id != 0);
 		}
 	}
 	c->open++;
