@@ -382,7 +382,7 @@ CHECKS = (
         True,
         _rights,
         "no program can be loaded",
-        "run as root, or with CAP_BPF, CAP_PERFMON, CAP_DAC_READ_SEARCH and CAP_SYS_PTRACE",
+        "run as root, or with CAP_BPF, CAP_PERFMON and CAP_SYS_PTRACE",
     ),
     Check("kernel", False, _kernel, "the programs may not load", "use a newer kernel"),
     Check(
