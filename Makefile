@@ -106,6 +106,10 @@ insns: $(OBJECTS) ## instructions per eBPF program
 truth: setup build ## how often spans are linked rightly (ARGS="'flask*' --concurrency 32")
 	@$(VENV)/bin/python -m bench.truth $(ARGS)
 
+.PHONY: kernels
+kernels: setup build ## what works on other kernels, in guests (ARGS="6.1 --load-only --write")
+	@$(VENV)/bin/python -m bench.kernels $(ARGS)
+
 .PHONY: bench
 bench: setup build ## what tracing costs here, beside none, the OTel SDK and Envoy
 	@$(VENV)/bin/python -m bench $(ARGS)
@@ -158,9 +162,10 @@ setup: packages $(VENV)/.dev go mounts
 
 # One apt run for all that the goals need.
 GROUPS := build \
-	$(if $(filter check% fix lock setup test% bench faults truth jaeger,$(MAKECMDGOALS)),check) \
-	$(if $(filter setup test% bench faults truth jaeger java-agent,$(MAKECMDGOALS)),test) \
-	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz)
+	$(if $(filter check% fix lock setup test% bench faults kernels truth jaeger,$(MAKECMDGOALS)),check) \
+	$(if $(filter setup test% bench faults kernels truth jaeger java-agent,$(MAKECMDGOALS)),test) \
+	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz) \
+	$(if $(filter kernels,$(MAKECMDGOALS)),kernels)
 MISSING := $(shell scripts/packages.sh missing $(GROUPS))
 
 .PHONY: packages

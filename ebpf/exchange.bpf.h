@@ -412,7 +412,7 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 	if (c->inline_index == ~0U) {
 		c->inline_index = c->started;
 	} else {
-		/* not `r`: before 6.5 no pointer that a function was given is a map's value */
+		/* not `r`: on 6.1 no pointer that a function was given is a map's value */
 		__u64 sk = io->sk;
 		struct conn *own = bpf_map_lookup_elem(&conns, &sk);
 

@@ -77,7 +77,7 @@ struct io {
 	struct cause cause; /* what link_call() found */
 	struct user_iovec batch[IO_IOVECS];
 	struct window win;
-	/* what the stack has no room for: verifiers before 6.8 round each frame up to 32 bytes */
+	/* what the stack has no room for: the verifier of 6.1 rounds each frame up to 32 bytes */
 	struct user_mmsghdr message; /* IO_MANY: the one at hand */
 	struct stream_entry stream;  /* HTTP/2: one that begins */
 	struct context inherited;    /* a goroutine's, on its way into the map */
@@ -109,7 +109,7 @@ static __always_inline void io_single(struct io *io, __u64 buf, __u64 len)
 
 static __always_inline int io_fetch(struct io *io)
 {
-	__u64 n = io->iov_left; /* 64 bits: verifiers before 6.8 lose sight of copies of fewer */
+	__u64 n = io->iov_left; /* 64 bits: the verifier of 6.1 loses sight of copies of fewer */
 
 	asm volatile("" : "+r"(n)); /* of which nothing is known but what follows */
 	if (n > IO_IOVECS)

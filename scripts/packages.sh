@@ -53,6 +53,14 @@ group_fuzz() {
 		libclang-rt-19-dev
 }
 
+# Guests that boot other kernels.
+group_kernels() {
+	need_command qemu-system-x86_64 qemu-system-x86
+	need_command busybox busybox-static
+	need /sbin/depmod kmod
+	need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring
+}
+
 need() { [ -e "$1" ] || echo "$2"; }
 need_command() { command -v "$1" >/dev/null || echo "$2"; }
 

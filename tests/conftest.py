@@ -40,9 +40,19 @@ def why_no_bpf() -> str:
     return ""
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put tests that use Jaeger last: it may still be under construction."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Put tests that use Jaeger last: it may still be under construction.
+
+    With `-m kernels`, of parametrised tests only the sets that the marker names are kept.
+    """
+    if config.option.markexpr == "kernels":
+        items[:] = [item for item in items if chosen_for_kernels(item)]
     items.sort(key=lambda item: "jaeger" in getattr(item, "fixturenames", ()))
+
+
+def chosen_for_kernels(item: pytest.Item) -> bool:
+    mark, call = item.get_closest_marker("kernels"), getattr(item, "callspec", None)
+    return mark is not None and (call is None or call.id in mark.args)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -35,7 +35,9 @@ WORKLOADS = Path(__file__).resolve().parent / "workloads"
 BUILD = ROOT / "build" / "root-tests"
 WIRESPAN = ROOT / ".venv" / "bin" / "wirespan"
 
-DEADLINE = 15.0  # seconds that anything asynchronous is given
+# How many times longer than usual anything may take: emulated processors are slow.
+SLOW = float(os.environ.get("WIRESPAN_TEST_SLOW", "1"))
+DEADLINE = 15.0 * SLOW  # seconds that anything asynchronous is given
 CLIENT, SERVER = "CLIENT", "SERVER"
 PORT_KEYS = ("server.port", "client.port", "network.peer.port", "network.local.port")
 
@@ -299,7 +301,7 @@ class Tracer:
         self._all = Spans()
         self._barrier: Barrier | None = None
         try:
-            self.process.wait_for(self.ready_file.exists, "the tracer is ready", 60.0)
+            self.process.wait_for(self.ready_file.exists, "the tracer is ready", 60.0 * SLOW)
         except BaseException:
             self.stop()
             raise

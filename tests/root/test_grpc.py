@@ -138,6 +138,7 @@ def overlap(spans: Spans) -> int:
     return most
 
 
+@pytest.mark.kernels("python-python")
 @pytest.mark.parametrize("server", LANGUAGES)
 @pytest.mark.parametrize("client", LANGUAGES)
 def test_every_client_with_every_server(

@@ -189,6 +189,7 @@ def test_in_other_namespaces(watch: Watch) -> None:
     assert spans[0].resource["process.pid"] > 10, "the pid that the host knows"
 
 
+@pytest.mark.kernels()
 def test_records_that_found_no_room_are_counted(
     start_tracer: Callable[..., Tracer], tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ from tests.root.wire import (
 MIB = 1 << 20
 
 
+@pytest.mark.kernels("0")
 @pytest.mark.parametrize("seed", range(6))
 def test_random_exchanges_cut_anywhere(watch: Watch, seed: int) -> None:
     rng, path = random.Random(seed), unique()

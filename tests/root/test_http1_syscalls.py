@@ -36,6 +36,7 @@ def printed_port(process: Process, log: Path) -> int:
     return int(match[1])
 
 
+@pytest.mark.kernels("write", "sendmsg")
 @pytest.mark.parametrize("send", SENDS)
 def test_each_way_out_with_each_way_in(watch: Watch, tmp_path: Path, send: str) -> None:
     """Requests leave by `send` and answers by the next way; receives take turns on both sides."""

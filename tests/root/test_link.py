@@ -216,6 +216,7 @@ def tracer(tmp_path_factory: pytest.TempPathFactory, shared: Shared) -> Iterator
     tracer.stop()
 
 
+@pytest.mark.kernels("gunicorn-gthread", "aiohttp-gather-3")
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
 def test_links(tracer: Tracer, tmp_path: Path, case: Case) -> None:
     workload = called(case.name)
