@@ -256,7 +256,7 @@ CLIENTS: dict[str, Callable[[MySql, str, str, Path], Steps]] = {
 }
 
 
-@pytest.mark.kernels("pymysql-tcp")
+@pytest.mark.kernels("mariadb-pymysql-tcp")
 # Connector/J reaches Unix sockets only with a library of another project.
 @pytest.mark.parametrize(
     ("name", "where"),
