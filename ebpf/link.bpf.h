@@ -330,11 +330,12 @@ __noinline int link_current(struct io *io, struct runtime *runtime, __u32 protoc
 {
 	__u32 tgid, tid, evidence = 0;
 	struct thread *thread;
-	struct cause cause = {};
+	struct cause *cause; /* the stack has no room for one */
 
 	if (!io || !runtime)
 		return 0;
-	io->cause.id = 0;
+	cause = &io->cause;
+	cause->id = 0;
 	tgid = io->pid_tgid >> 32;
 	tid = (__u32)io->pid_tgid;
 	if (runtime->kind == RUNTIME_OPAQUE)
@@ -342,7 +343,7 @@ __noinline int link_current(struct io *io, struct runtime *runtime, __u32 protoc
 	if (runtime->kind == RUNTIME_GO) {
 		/* Go's clients of HTTP have goroutines that write for others */
 		if (protocol != FLOW_PROTO_HTTP2 &&
-		    goroutine_cause(runtime, &cause, current_g(runtime), tgid,
+		    goroutine_cause(runtime, cause, current_g(runtime), tgid,
 				    protocol != FLOW_PROTO_HTTP1))
 			evidence = FLOW_EVIDENCE_GOROUTINE;
 		goto found;
@@ -355,23 +356,22 @@ __noinline int link_current(struct io *io, struct runtime *runtime, __u32 protoc
 		if (!thread)
 			return 0;
 		key.context = python_context(runtime, thread);
-		if (key.context && context_cause(&key, &cause)) {
+		if (key.context && context_cause(&key, cause)) {
 			evidence = FLOW_EVIDENCE_CONTEXT;
 			goto found;
 		}
-		evidence = thread_cause(thread, &cause);
+		evidence = thread_cause(thread, cause);
 		goto found;
 	}
 	thread = thread_of(tid);
 	if (!thread || !thread->in_hand.count)
 		return 0;
 	if (runtime->kind != RUNTIME_NODE)
-		evidence = thread_cause(thread, &cause);
+		evidence = thread_cause(thread, cause);
 	if (!evidence)
-		evidence = loop_cause(runtime, thread, &cause);
+		evidence = loop_cause(runtime, thread, cause);
 found:
-	io->cause = cause;
-	return cause.id ? evidence : 0;
+	return cause->id ? evidence : 0;
 }
 
 /* One call more, or one less, is under way for an exchange. */

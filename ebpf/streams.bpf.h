@@ -63,10 +63,14 @@ __noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
 	return 0;
 }
 
-static __always_inline void stream_over(struct conn *c, struct stream_entry *e, __u8 end, __u64 now)
+__noinline int stream_over(struct conn *c, struct stream_entry *e, __u32 end, __u64 now)
 {
-	struct stream_key key = { .sk = e->sk, .id = e->id };
+	struct stream_key key = {};
 
+	if (!c || !e)
+		return 0;
+	key.sk = e->sk;
+	key.id = e->id;
 	e->end = end;
 	if (end == FLOW_END_RESPONSE && !e->request_end_ns)
 		e->flags |= FLOW_FLAG_EARLY;
@@ -78,6 +82,7 @@ static __always_inline void stream_over(struct conn *c, struct stream_entry *e, 
 		link_calls(&e->cause, 0);
 	bpf_map_delete_elem(&streams, &key);
 	c->open--;
+	return 0;
 }
 
 struct streams_ending {
