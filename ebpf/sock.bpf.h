@@ -243,17 +243,18 @@ static __always_inline int sock_unix_is_own(const struct io *io)
 static __always_inline void sock_unix_path(void *sk, struct flow_record *r)
 {
 	void *addr = LOAD(struct unix_sock, sk, addr), *peer;
-	__u32 at = r->text_len;
+	__u32 at;
 	int n;
 
 	if (!addr) {
 		peer = LOAD(struct unix_sock, sk, peer);
 		addr = peer ? LOAD(struct unix_sock, peer, addr) : NULL;
 	}
-	if (!addr || at > H1_METHOD_OFF - 128)
+	if (!addr)
 		return;
 	n = LOAD(struct unix_address, addr, len) - 2;
-	if (n <= 0 || n > 108)
+	at = r->text_len; /* last: the verifier of 6.1 forgets the bounds of what is spilled */
+	if (n <= 0 || n > 108 || at > H1_METHOD_OFF - 128)
 		return;
 	if (bpf_probe_read_kernel(&r->text[at], n & 127,
 				  (char *)addr + bpf_core_field_offset(struct unix_address, name) +
