@@ -43,6 +43,8 @@ class GrpcServer:
 
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._stopping = False
         self._server = self._made()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -91,6 +93,7 @@ class GrpcServer:
                 await self._server.wait_for_termination()
                 return
             self._gate.count("restarted")
+            await self._end(0.0)
             self._server = self._made()
             await self._listen(address)
 
@@ -112,11 +115,33 @@ class GrpcServer:
 
     async def stop(self) -> None:
         """Take no more calls, finish those under way."""
-        await self._server.stop(STOP_S)
+        self._stopping = True
+        await self._end(STOP_S)
         if self._watcher:
             await self._watcher
 
+    async def _end(self, within_s: float) -> None:
+        """End the server when its calls are over, after `within_s` by force.
+
+        In this order: a call that outlives its server writes to memory that is freed.
+        """
+        if self._calls:
+            _, late = await asyncio.wait(self._calls, timeout=within_s)
+            for call in late:
+                call.cancel()
+            if late:
+                await asyncio.wait(late, timeout=STOP_S)
+        with contextlib.suppress(TimeoutError, UnicodeDecodeError):
+            async with asyncio.timeout(STOP_S):
+                await self._server.stop(None)
+
     async def _export(self, requests: AsyncIterator[bytes], context: Any) -> bytes:
+        call = asyncio.current_task()
+        assert call is not None
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        if self._stopping:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the collector stops")
         metadata = dict(context.invocation_metadata() or ())
         if not self._gate.allowed(metadata.get("authorization", "")):
             self._gate.count("unauthorized")
