@@ -5,6 +5,8 @@ Pure. An upstream server span is followed up by its parents. It is
     right     when that leads to the front server span of the request it was made for
     wrong     when any span on the way is of another request
     orphan    when the way ends before, without a span of another request
+
+Services that trace themselves have spans of their own, which are looked at on a way alone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ DEPTH = 64
 class Span:
     """What is read of a span. parent: "" for none; evidence: of its link to the parent.
 
-    pid: of the process whose span it is; peer_port: at the connection's other end.
+    pid: of the process whose span it is; peer_port: at the connection's other end; own: made by
+        that process itself, and not by the tracer.
     """
 
     trace: str
@@ -40,10 +43,11 @@ class Span:
     peer_port: int
     path: str
     evidence: str = ""
+    own: bool = False
 
     @classmethod
-    def of(cls, line: Mapping[str, Any]) -> Span:
-        """Read an object of `wirespan run --output json`."""
+    def of(cls, line: Mapping[str, Any], own: bool = False) -> Span:
+        """Read an object of `wirespan run --output json`, or a service's own in that form."""
         attributes = line["attributes"]
         path = attributes.get("url.path") or urlsplit(attributes.get("url.full", "")).path
         if not path and (found := STATEMENT.search(attributes.get("db.query.text", ""))):
@@ -57,6 +61,7 @@ class Span:
             int(attributes.get("network.peer.port", 0)),
             path,
             attributes.get("wirespan.link.evidence", ""),
+            own,
         )
 
     @property
@@ -92,6 +97,8 @@ class Truth:
 
     def place(self, span: Span) -> str:
         """Return at which service the span's exchange ended: FRONT, UPSTREAM, or "" between."""
+        if span.own and span.kind == SERVER:
+            return FRONT
         if span.kind == CLIENT:
             return {self.front_port: FRONT, self.upstream_port: UPSTREAM}.get(span.peer_port, "")
         if span.pid == self.upstream_pid:
@@ -136,11 +143,11 @@ class Counts:
         return number / self.upstream if self.upstream else 0.0
 
 
-def read(lines: Iterable[str]) -> Iterator[Span]:
-    """Read the tracer's output, skipping what is no span."""
+def read(lines: Iterable[str], own: bool = False) -> Iterator[Span]:
+    """Read the tracer's output, or a service's, skipping what is no span."""
     for line in lines:
         if line.startswith("{"):
-            yield Span.of(json.loads(line))
+            yield Span.of(json.loads(line), own)
 
 
 def judge(spans: Iterable[Span], truth: Truth) -> Counts:
@@ -152,7 +159,7 @@ def judge(spans: Iterable[Span], truth: Truth) -> Counts:
     seen: dict[Exchange, list[Span]] = defaultdict(list)
     for span in spans:
         by_id[span.id] = span
-        if span.request in truth.requests:
+        if span.request in truth.requests and not span.own:
             seen[(span.kind, truth.place(span), span.request, span.call)].append(span)
     total: Counter[str] = Counter()
     evidence: Counter[str] = Counter()
@@ -173,6 +180,9 @@ def judge(spans: Iterable[Span], truth: Truth) -> Counts:
             verdict = _verdict(span, way, truth)
             total[verdict] += 1
             traces = {each.trace for each in (span, *way)} | ({trace} if trace else set())
+            if verdict == "right":
+                # Also where the way ends at a span of the service's own beside the tracer's.
+                traces |= {each.trace for each in seen[(SERVER, FRONT, request, 0)]}
             total["split"] += len(traces) > 1
             for each in way:
                 if each.kind == CLIENT and each.evidence:

@@ -191,6 +191,8 @@ def run(
             raise BenchError(f"the tracer failed:\n{tracer.said()}")
         with tracer.output.open(encoding="utf-8") as lines:
             spans = list(read(lines))
+        if workload.own_spans:
+            spans += read(front.said().splitlines(), own=True)
         if keep:
             keep.write_bytes(tracer.output.read_bytes())
     truth = Truth(

@@ -52,6 +52,8 @@ class Workload:
         db.query.text as the name of the result's column, `/u/ID/K`.
     header: the load's requests name a trace of their own in this header, which must then be that
         of all their spans; "" for none.
+    own_spans: the front service traces itself, too, and prints its spans as the tracer does. A
+        way up may lead over them, to its own server span.
     upstream: starts another upstream service than HTTP's in a directory and ends it in the end;
         it must be a child of this process, as only those are traced.
     """
@@ -66,4 +68,5 @@ class Workload:
     ready: bool = True
     truth: Literal["path"] = "path"
     header: Literal["", "traceparent", "b3", "uber-trace-id", "sw8"] = ""
+    own_spans: bool = False
     upstream: Callable[[Path], AbstractContextManager[Service]] | None = None

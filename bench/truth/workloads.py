@@ -25,12 +25,14 @@ else:
     OTHER = ()
 SERVICES = Path(__file__).parent / "services" / "python"
 THREADS, EXECUTORS, LOOPS, HEADERS = "threads", "executors", "event loops", "trace headers"
+MIXED = "services that trace themselves"
 # Right links at least, wrong ones at most.
 TARGETS = {
     THREADS: (0.999, 0.0),
     EXECUTORS: (0.99, 0.001),
     LOOPS: (0.999, 0.001),
     HEADERS: (0.999, 0.0),
+    MIXED: (0.999, 0.0),
 }
 
 
@@ -68,6 +70,7 @@ def _python(
     calls: int = 1,
     right: float | None = None,
     header: Literal["", "traceparent", "b3", "uber-trace-id", "sw8"] = "",
+    own_spans: bool = False,
 ) -> Workload:
     """Make a row; right: the target, None for the family's."""
     least, most = TARGETS[family]
@@ -80,6 +83,7 @@ def _python(
         calls=calls,
         build=_installed(*modules.split()),
         header=header,
+        own_spans=own_spans,
     )
 
 
@@ -119,6 +123,15 @@ PYTHON = (
     _python(HEADERS, "b3", _script("flask_service"), FLASK, header="b3"),
     _python(HEADERS, "uber-trace-id", _script("flask_service"), FLASK, header="uber-trace-id"),
     _python(HEADERS, "sw8", _script("flask_service"), FLASK, header="sw8"),
+    _python(MIXED, "flask-sdk", _script("flask_service", "traced"), FLASK, own_spans=True),
+    _python(
+        MIXED,
+        "flask-sdk-traceparent",
+        _script("flask_service", "traced"),
+        FLASK,
+        header="traceparent",
+        own_spans=True,
+    ),
 )
 
 WORKLOADS: tuple[Workload, ...] = (*PYTHON, *OTHER)

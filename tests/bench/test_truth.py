@@ -97,6 +97,30 @@ def test_a_front_span_of_another_request_is_wrong() -> None:
     assert counts.evidence == {"thread right": 1, "thread wrong": 1}
 
 
+def own_spans(spans: list[Span], trace: str) -> list[Span]:
+    """A service that traces itself hangs its call below spans of its own."""
+    server = Span(trace, "own-server", "", SERVER, FRONT_PID, 0, "/t/r0", own=True)
+    client = Span(trace, "own-client", "own-server", CLIENT, FRONT_PID, 0, "/u/r0/0", own=True)
+    return [*change(spans, "r0-0-client", parent="own-client"), server, client]
+
+
+def test_a_way_may_end_at_a_server_span_of_the_services_own() -> None:
+    counts = judge(own_spans(spans_of("r0"), "r0"), truth(1))
+    assert (counts.right, counts.doubled, counts.split, counts.unpaired) == (1, 0, 0, 0)
+    foreign = change(own_spans(spans_of("r0"), "r0"), "own-server", path="/t/r1")
+    assert judge(foreign, truth(1)).wrong == 1
+    cut = change(own_spans(spans_of("r0"), "r0"), "own-client", parent="")
+    assert judge(cut, truth(1)).orphan == 1
+
+
+def test_own_spans_and_the_tracers_are_one_trace() -> None:
+    assert judge(own_spans(spans_of("r0"), "own"), truth(1)).split == 1
+    spans = own_spans(spans_of("r0"), "r0")
+    for id in ("r0-load", "r0-front"):
+        spans = change(spans, id, trace="apart")
+    assert judge(spans, truth(1)).split == 1
+
+
 def test_a_front_span_of_a_request_that_failed_is_wrong_too() -> None:
     spans = change(spans_of("r0") + spans_of("failed"), "r0-0-client", parent="failed-front")
     assert judge(spans, truth(1)).wrong == 1

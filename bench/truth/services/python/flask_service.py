@@ -2,7 +2,7 @@
 
 MODE: "" calls from the thread that serves; "executor" hands the calls to a pool of threads and
 waits; "callback" has the pool's thread make the call when a timer of another thread fires;
-"short" opens a connection for each call.
+"short" opens a connection for each call; "traced" has spans of its own (own_spans.py).
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ session.mount("http://", HTTPAdapter(pool_maxsize=POOL))
 executor = ThreadPoolExecutor(32)
 
 
-def call(url: str) -> None:
+def call(url: str, headers: dict[str, str] | None = None) -> None:
     get = requests.get if MODE == "short" else session.get
-    get(url).raise_for_status()
+    get(url, headers=headers).raise_for_status()
 
 
 def later(url: str) -> Future[None]:
@@ -46,6 +46,13 @@ def front(id: str) -> str:
     elif MODE == "callback":
         for each in [later(url) for url in urls]:
             each.result()
+    elif MODE == "traced":
+        import own_spans
+
+        with own_spans.server(request.path, request.headers):
+            for url in urls:
+                with own_spans.client(url) as headers:
+                    call(url, headers)
     else:
         for url in urls:
             call(url)
