@@ -31,6 +31,7 @@ SPAN_LOSSES = (
     "conns_full",
     "pipeline_full",
     "streams_full",
+    "shed",
     "reader_full",
     "feed_failed",
     "export_queue_full",

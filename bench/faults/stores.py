@@ -19,7 +19,10 @@ from bench.traced import Status, Tracer
 GROUP = "the store"
 DISK_BYTES = 24 << 20
 # What a full disk must leave of an answer, and how long it takes to go on.
-LOSSES = ("store_failed", "store_queue_full", "store_unwritten", "ring_full", "reader_full")
+LOSSES = (
+    *("store_failed", "store_queue_full", "store_unwritten"),
+    *("ring_full", "reader_full", "shed"),
+)
 ON_A_DISK = f'mount -t tmpfs -o size={DISK_BYTES} wirespan-faults "$0" && exec "$@"'
 
 
