@@ -41,7 +41,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import dropwhile
-from typing import TypeVar
+from types import MappingProxyType
+from typing import NamedTuple, TypeVar
 
 from tracer.resource import (
     Attributes,
@@ -344,6 +345,14 @@ class _Process:
     environ: Mapping[str, str] = field(default_factory=dict)
 
 
+class _Image(NamedTuple):
+    """What an exec told, and what its environment said while it was there."""
+
+    exe: str = ""
+    argv: Sequence[str] = ()
+    environ: Mapping[str, str] = MappingProxyType({})
+
+
 class ProcessTable:
     """Resources of processes, by process id and start time.
 
@@ -372,7 +381,7 @@ class ProcessTable:
         self._boot_unix_ns = time.clock_gettime_ns(time.CLOCK_REALTIME) - since_boot_ns
         self._resources: OrderedDict[tuple[int, int], Resource] = OrderedDict()
         self._interned: OrderedDict[Attributes, Resource] = OrderedDict()
-        self._images: OrderedDict[tuple[int, int], tuple[str, Sequence[str]]] = OrderedDict()
+        self._images: OrderedDict[tuple[int, int], _Image] = OrderedDict()
         self._places: OrderedDict[int, Placement] = OrderedDict()
         self._containers = Containers(root)
         self._users = Users(posixpath.join(root, "etc/passwd"))
@@ -385,8 +394,13 @@ class ProcessTable:
         exe: the file name given to execve. argv: its arguments, as many as were captured.
         comm and cgroup_id are those of the record; the exchange's own count in `resource`.
         """
-        self._resources.pop((tgid, start_ns), None)
-        self._remember(self._images, (tgid, start_ns), (exe, argv))
+        key = tgid, start_ns
+        self._resources.pop(key, None)
+        # What lives for a moment only is gone when its first span asks.
+        with ProcDirectory(f"{self._proc_root}/{tgid}") as proc:
+            alive = proc.start_ticks() == start_ns // self._tick_ns
+            environ = proc.environment() if alive else {}
+        self._remember(self._images, key, _Image(exe, argv, environ))
 
     def resource(self, tgid: int, start_ns: int, comm: str, cgroup_id: int) -> Resource:
         """Return the resource of a process; equal resources are the same object.
@@ -402,9 +416,10 @@ class ProcessTable:
             return resource
         process = self._living(key)
         if process is None:
-            exe, argv = self._images.get(key, ("", ()))
+            image = self._images.get(key, _Image())
             place = self._places.get(cgroup_id, Placement())
-            process = _Process(exe, program_name(exe, argv), place)
+            program = program_name(image.exe, image.argv)
+            process = _Process(image.exe, program, place, environ=image.environ)
         elif cgroup_id:
             self._remember(self._places, cgroup_id, process.place)
         attributes = self._attributes(key, comm, process)
@@ -428,19 +443,20 @@ class ProcessTable:
         with ProcDirectory(f"{self._proc_root}/{tgid}") as proc:
             if proc.start_ticks() != start_ns // self._tick_ns:
                 return None
-            image = self._images.get(key, ("", ()))
-            exe = proc.executable() or image[0]
-            argv = proc.arguments() or image[1]
+            image = self._images.get(key, _Image())
+            exe = proc.executable() or image.exe
+            argv = proc.arguments() or image.argv
             place = placement(proc.text("cgroup"))
             uid = re.search(r"^Uid:\t\d+\t(\d+)", proc.text("status"), re.M)
             # Ids of a container's users mean nothing in this host's passwd.
             known = uid and not place.container_id and not place.container_name
             return _Process(
                 exe,
-                self._program(proc, proc.alias(exe, image[0] or " ".join(argv)), argv),
+                self._program(proc, proc.alias(exe, image.exe or " ".join(argv)), argv),
                 place,
                 self._users.name(uid[1]) if uid and known else "",
-                proc.environment(),
+                # One that has ended and waits for its parent still has a start, and nothing else.
+                proc.environment() or image.environ,
             )
 
     def _program(

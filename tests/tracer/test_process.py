@@ -252,6 +252,22 @@ def test_a_program_is_called_as_the_link_it_was_run_by(start: Start, tmp_path: P
         assert resource_of(process.pid, table)["service.name"] == "store-cluster"
 
 
+def test_what_an_exec_told_outlives_the_process(start: Start) -> None:
+    """Also while the process is there in name only, and its parent has not asked for it yet."""
+    process = start("sleep", "60", OTEL_SERVICE_NAME="shop")
+    began = started_ns(process.pid) + 7
+    table = ProcessTable(HOST)
+    table.exec(process.pid, began, "sleep", "/usr/bin/sleep", ["sleep", "60"], 1)
+    process.kill()
+    wait_until(lambda: " Z " in Path(f"/proc/{process.pid}/stat").read_text())
+    assert resource_of(process.pid, table)["service.name"] == "shop"
+    process.wait()
+    table = ProcessTable(HOST)
+    table.exec(process.pid, began, "sleep", "/usr/bin/sleep", ["sleep", "60"], 1)
+    found = dict(table.resource(process.pid, began, "sleep", 1).attributes)
+    assert found["service.name"] == "sleep"
+
+
 def test_own_service_name_wins(start: Start, tmp_path: Path) -> None:
     script(tmp_path, "app.py", READY)
     attributes = "service.name=cart,service.version=1.2,team=a%2Cb,host.name=other,empty="
