@@ -232,7 +232,8 @@ def test_a_slow_worker_costs_records_only_beyond_the_buffer() -> None:
     with pipeline(50_000, slow, buffer_bytes=8_192 * RECORD.itemsize) as (ring, pipe, sink, _):
         ring.write(50_000)
         wait_until(lambda: pipe.records == 50_000)
-        assert pipe.buffer_fill() > 0.9
+        # What was lost found less room than a read brings, a quarter of this buffer at most.
+        assert pipe.buffer_fill() >= 0.75
         assert pipe.reader_full > 0
         go.set()
         pipe.stop(DEADLINE)
