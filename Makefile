@@ -165,7 +165,7 @@ GROUPS := build \
 	$(if $(filter check% fix lock setup test% bench faults kernels truth jaeger,$(MAKECMDGOALS)),check) \
 	$(if $(filter setup test% bench faults kernels truth jaeger java-agent,$(MAKECMDGOALS)),test) \
 	$(if $(filter setup test% fuzz,$(MAKECMDGOALS)),fuzz) \
-	$(if $(filter kernels,$(MAKECMDGOALS)),kernels)
+	$(if $(filter kernels test%,$(MAKECMDGOALS)),kernels)
 MISSING := $(shell scripts/packages.sh missing $(GROUPS))
 
 .PHONY: packages
