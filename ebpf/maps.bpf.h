@@ -112,7 +112,7 @@ struct {
 /* Sockets found to speak something else, or filtered out: struct sock * to inode. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 3072);
+	__uint(max_entries, 2048);
 	__type(key, __u64);
 	__type(value, __u64);
 } others SEC(".maps");
@@ -204,7 +204,7 @@ struct runtime {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1536);
 	__type(key, __u32);
 	__type(value, struct runtime);
 } runtimes SEC(".maps");
@@ -265,7 +265,7 @@ struct context {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 6144);
+	__uint(max_entries, 5120);
 	__type(key, struct context_key);
 	__type(value, struct context);
 } contexts SEC(".maps");
@@ -273,7 +273,7 @@ struct {
 /* What becomes of a request's trace, for the server's side of it on this host; taken by that. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 4096);
+	__uint(max_entries, 2048);
 	__type(key, __u64);
 	__type(value, __u32);
 } fates SEC(".maps");
