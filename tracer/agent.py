@@ -34,7 +34,7 @@ from tracer.export_config import ExportConfig
 from tracer.flows import Reassembler
 from tracer.governor import Governor, Look
 from tracer.instance import InstanceLock
-from tracer.kernel import memory
+from tracer.kernel import memory, privileges
 from tracer.kernel.loader import Filters, Kernel, Settings
 from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from tracer.store import StoreSink
 
 SAMPLE_S = 1.0
+TWICE_S = 1.0
 # How long each part of the end may take: the ring, then output, spans, store, metrics.
 DRAIN_S, OUTPUT_S, EXPORT_S, STORE_S, METRICS_S = 3.0, 20.0, 5.0, 10.0, 1.0
 STORE_FAILED_S = 2.0
@@ -240,6 +241,7 @@ class Agent:
                     self._wait()
             finally:
                 self._end()
+                gc.unfreeze()  # or extension modules take what is frozen for leaked, and say so
         say(summary(self._counts(), self._losses()))
         if self._store:
             stored = self._store.counts()["store_spans"]
@@ -397,6 +399,11 @@ class Agent:
         attached = sum(program.attached for program in self._kernel.programs())
         what = " ".join(filter_flags(self._options)) or "this whole host"
         say(f"{attached} programs attached, tracing {what}")
+        if "CAP_SYS_PTRACE" not in privileges.held():
+            say(
+                "without CAP_SYS_PTRACE processes of other users can't be looked into: what their "
+                "runtimes know links no requests, and they go by their program's short name"
+            )
         if self._sampler:
             say(f"traces are sampled: {self._sampler.words()}")
         say(f"spans go to {self._destinations()}; status and tail: {self._options.socket}")
@@ -496,17 +503,23 @@ def _export_config(options: RunOptions) -> ExportConfig | None:
 def _signals(stop: threading.Event) -> Iterator[None]:
     """Let SIGINT, SIGTERM and SIGHUP set `stop`; a second one ends the process as usual.
 
-    SIGHUP stays ignored where it was (nohup).
+    One within TWICE_S is the same wish told twice, as timeout(1) does to a whole group. SIGHUP
+    stays ignored where it was (nohup).
     """
     wanted = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
         wanted.append(signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in wanted}
 
+    since = 0.0
+
     def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal since
+        since = since or time.monotonic()
+        if stop.is_set() and time.monotonic() - since > TWICE_S:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         stop.set()
-        for each in wanted:
-            signal.signal(each, signal.SIG_DFL)
 
     for number in wanted:
         signal.signal(number, handle)

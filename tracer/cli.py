@@ -7,6 +7,7 @@ and a tracer must not carry what it does not use.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -39,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO, errno.EBADF):
+            raise
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        report(WirespanError(f"cannot write to standard output: {error.strerror}"))
+        return 1
     except KeyboardInterrupt:
         return 130  # as a shell reports SIGINT
 

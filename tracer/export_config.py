@@ -190,12 +190,12 @@ def _protocol(settings: _Settings) -> Protocol:
             endpoint.value[_port_at(endpoint) :]
         )
         return "grpc" if to_grpc else "http/protobuf"
-    if setting.value not in PROTOCOLS:
+    if setting.value.lower() not in PROTOCOLS:
         raise UsageError(
             f"{setting.name}: {setting.value!r} is not a protocol wirespan speaks",
             "use grpc or http/protobuf",
         )
-    return cast(Protocol, setting.value)
+    return cast(Protocol, setting.value.lower())
 
 
 def _port_at(endpoint: _Setting) -> int:
@@ -229,7 +229,7 @@ def _grpc_target(settings: _Settings) -> tuple[str, bool]:
     is_address = host != "" and port_text.isdigit() and "/" not in setting.value
     if re.search(r"\s", setting.value) or not (is_address or (named and rest)):
         raise UsageError(
-            f"{setting.name}: {setting.value!r} is not a gRPC endpoint",
+            f"{setting.name}: {_shown(setting.value)!r} is not a gRPC endpoint",
             "write http://HOST:PORT, https://HOST:PORT, HOST:PORT (TLS) or unix:PATH",
         )
     return setting.value, not scheme.startswith("unix") and not _insecure(settings)
@@ -243,10 +243,18 @@ def _url(setting: _Setting) -> SplitResult:
         valid = False
     if not valid or re.search(r"[\s\x00-\x1f\x7f-\U0010ffff]", setting.value):
         raise UsageError(
-            f"{setting.name}: {setting.value!r} is not a URL with scheme http or https",
+            f"{setting.name}: {_shown(setting.value)!r} is not a URL with scheme http or https",
             "write http://HOST:PORT, for example http://localhost:4318",
         )
     return url
+
+
+def _shown(url: str) -> str:
+    """What of an address may be shown: no password before its host, no query behind its path."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = (rest if separator else scheme).partition("/")
+    start = scheme + separator if separator else ""
+    return f"{start}{authority.rpartition('@')[2]}{slash}{path}".partition("?")[0]
 
 
 def _insecure(settings: _Settings) -> bool:
@@ -264,16 +272,17 @@ def _headers(settings: _Settings, protocol: Protocol) -> tuple[tuple[str, str], 
     names = _GRPC_NAME if to_grpc else _HEADER_NAME
     values = _GRPC_VALUE if to_grpc else _HEADER_VALUE
     headers: dict[str, str] = {}
-    for item in setting.value.split(",") if setting else ():
+    for number, item in enumerate(setting.value.split(",") if setting else (), 1):
         if not item.strip():
             continue
         # The format of W3C baggage: values are percent-encoded.
         name, equals, value = (unquote(part).strip() for part in item.partition("="))
         if not equals or not names.fullmatch(name) or not values.fullmatch(value):
             assert setting is not None
-            # The value may be a secret: it is not shown.
+            # The value may be a secret, and so may what has no "=": neither is shown.
+            item = f"the item {name[:40]!r}" if equals else f"item {number}"
             raise UsageError(
-                f"{setting.name}: the item {name[:40]!r} is not a header",
+                f"{setting.name}: {item} is not a header",
                 "write name=value,name=value with values percent-encoded",
             )
         headers[name.lower()] = value

@@ -171,7 +171,7 @@ def header(text: str) -> str:
     name, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+", name):
         raise UsageError(
-            f"--otlp-header: {text!r} is not NAME=VALUE", "write for example x-token=secret"
+            "--otlp-header: that is not NAME=VALUE", "write for example x-token=secret"
         )
     if not value.isprintable() or not value.isascii():
         raise UsageError(f"--otlp-header: the value of {name} is not printable ASCII", "")

@@ -135,7 +135,7 @@ def policy(
 
 
 def _from(environ: Mapping[str, str], warn: Callable[[str], None]) -> Policy:
-    name = (environ.get(VARIABLE) or "").strip()
+    name = (environ.get(VARIABLE) or "").strip().lower()
     if not name:
         return Policy()
     chosen = _named(name)

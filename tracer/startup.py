@@ -35,6 +35,9 @@ def begin(options: RunOptions) -> Taken:
         for path in (Path(options.socket).absolute().parent, options.store.directory):
             if path:
                 _directory(Path(path), account)
+    for name in options.keep:
+        if name not in privileges.held():
+            os.write(2, f"wirespan: {name} can't be kept: it is not held\n".encode())
     privileges.drop((*privileges.TRACING, *options.keep), account)
     # What is imported from now on is read as that user.
     for file in (os.__file__, __file__):

@@ -81,7 +81,7 @@ def check_failure(done: subprocess.CompletedProcess[str], code: int, message: st
         (("run", "--otlp-endpoint", "localhost"), "--otlp-endpoint: 'localhost' is not a URL"),
         (("run", "--otlp-endpoint", "ftp://x", "--otlp-protocol", "grpc"), "not a gRPC endpoint"),
         (("run", "--otlp-protocol", "http/json"), "--otlp-protocol: invalid choice"),
-        (("run", "--otlp-header", "nothing"), "--otlp-header: 'nothing' is not NAME=VALUE"),
+        (("run", "--otlp-header", "nothing"), "--otlp-header: that is not NAME=VALUE"),
         (("run", "--otlp-timeout", "soon"), "--otlp-timeout: 'soon' is not a time"),
         (("run", "--control-socket", "/" + "x" * 200), "longer than 107 bytes"),
         (("run", "--store", "none", "--store-size", "1G"), "there is no store with --store none"),

@@ -153,10 +153,29 @@ def test_headers_are_baggage() -> None:
 
 
 @pytest.mark.parametrize(
+    "environ",
+    [
+        {P + "ENDPOINT": "htp://bob:SECRET@h:4318"},
+        {P + "ENDPOINT": "htp://h:4318/?apikey=SECRET"},
+        {P + "PROTOCOL": "grpc", P + "ENDPOINT": "bob:SECRET@h"},
+        {P + "HEADERS": "Authorization: Bearer SECRET"},
+    ],
+)
+def test_what_may_be_a_secret_is_not_shown(environ: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        config(environ)
+    assert "SECRET" not in f"{caught.value} {caught.value.hint}"
+
+
+def test_protocols_are_named_in_any_case() -> None:
+    assert config({P + "PROTOCOL": "GRPC"}).protocol == "grpc"
+
+
+@pytest.mark.parametrize(
     ("environ", "words"),
     [
         ({P + "PROTOCOL": "http/json"}, ["OTLP_PROTOCOL", "http/json"]),
-        ({T + "PROTOCOL": "GRPC"}, ["TRACES_PROTOCOL", "GRPC"]),
+        ({T + "PROTOCOL": "THRIFT"}, ["TRACES_PROTOCOL", "THRIFT"]),
         ({P + "ENDPOINT": "localhost"}, ["OTLP_ENDPOINT", "localhost"]),
         ({P + "ENDPOINT": "ftp://h"}, ["ftp://h"]),
         ({P + "ENDPOINT": "http://"}, ["http://"]),
@@ -174,7 +193,7 @@ def test_headers_are_baggage() -> None:
             {P + "PROTOCOL": "grpc", P + "ENDPOINT": "h:1", P + "INSECURE": "maybe"},
             ["INSECURE", "maybe"],
         ),
-        ({P + "HEADERS": "novalue"}, ["OTLP_HEADERS", "novalue"]),
+        ({P + "HEADERS": "a=1,novalue"}, ["OTLP_HEADERS", "item 2"]),
         ({P + "HEADERS": "bad name=1"}, ["bad name"]),
         ({P + "HEADERS": "a=b%0d%0ac: d"}, ["'a'"]),
         ({P + "HEADERS": "token-bin=1", P + "PROTOCOL": "grpc"}, ["token-bin"]),

@@ -448,7 +448,8 @@ CHECKS = (
         "other processes",
         False,
         _processes,
-        "services of other users go by their program's short name",
+        "services of other users go by their program's short name, and what their runtimes "
+        "know (contexts, goroutines, threads) links no requests",
         "run as root, or with CAP_SYS_PTRACE",
     ),
     Check(
