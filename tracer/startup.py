@@ -63,6 +63,7 @@ def _account(name: str) -> Account:
 
 
 def _enable_stats() -> int:
+    """Have the kernel count and time programs until the fd is closed; needs CAP_SYS_ADMIN."""
     try:
         return sys.enable_stats()
     except OSError as error:

@@ -120,7 +120,7 @@ def test_programs_and_statistics(start: Callable[..., Kernel]) -> None:
     kernel = start()
     assert [program.attached for program in kernel.programs()] == [False, False]
     kernel.attach()
-    fd = kernel.enable_stats()
+    fd = kernel_sys.enable_stats()
     try:
         for _ in range(100):
             call(WRITE)

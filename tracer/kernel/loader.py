@@ -80,7 +80,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A loaded program. Counters grow only while Kernel.enable_stats()'s fd is open."""
+    """A loaded program. Counters grow only while tracer.kernel.sys.enable_stats()'s fd is open."""
 
     name: str
     kind: str  # the kernel's program type, as bpftool writes it
@@ -277,20 +277,6 @@ class Kernel:
                 )
             )
         return result
-
-    @staticmethod
-    def enable_stats() -> int:
-        """Have the kernel count and time every program's runs until the fd is closed.
-
-        Returns the fd, the caller's to close. Raises KernelError without CAP_SYS_ADMIN.
-        """
-        try:
-            return sys.enable_stats()
-        except OSError as error:
-            raise KernelError(
-                f"cannot time eBPF programs: {error.strerror}",
-                "run as root, or set kernel.bpf_stats_enabled=1 by sysctl",
-            ) from None
 
     def _sizes(self, entries: filters.Entries) -> dict[str, int]:
         sizes = {}
