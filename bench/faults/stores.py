@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from bench.faults.load import Made
-from bench.faults.scene import Fault, Scene
+from bench.faults.load import Load, Made
+from bench.faults.scene import Fault, Scene, status_of
 from bench.processes import BenchError, free_port
 from bench.traced import Status, Tracer
 
 GROUP = "the store"
 DISK_BYTES = 24 << 20
+# Of these, what is taken from the start and given back in the end: room to go on in, however
+# much the store had written by the time that the disk was filled.
+SPARE_BYTES = 8 << 20
 # What a full disk must leave of an answer, and how long it takes to go on.
 LOSSES = (
     *("store_failed", "store_queue_full", "store_unwritten"),
@@ -33,6 +38,29 @@ def _ask(address: str, path: str) -> Any:
             return json.load(reply)["data"]
     except OSError as error:
         raise BenchError(f"the query API failed: {path}: {error}") from None
+
+
+def take_room(path: Path, most: int | None = None) -> int:
+    """Write at the end of a file: `most` bytes, or until its disk has no room. Returns its size.
+
+    Unbuffered: a buffer with a rest that found no room would try it again as it is closed.
+    """
+    with path.open("ab", buffering=0) as file:
+        try:
+            while most is None or file.tell() < most:
+                file.write(bytes(1 << 16))
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+        return file.tell()
+
+
+def _await(scene: Scene, load: Load, condition: Callable[[], bool], timeout: float = 20.0) -> bool:
+    """Let the load run until something has come true; whether it has."""
+    end = time.monotonic() + timeout
+    while not condition() and time.monotonic() < end:
+        scene.run_for(0.2, load)
+    return condition()
 
 
 def _settled(scene: Scene, tracer: Tracer, made: Made) -> Status:
@@ -68,24 +96,20 @@ def full(scene: Scene) -> None:
     store = ("--store", str(disk / "store"), "--query-address", address)
     tracer = scene.tracer("", *store, within=within)
     inside = Path(f"/proc/{tracer.pid}/root{disk}")
+    filler = inside / "filler"
+    scene.check("there was room", take_room(filler, SPARE_BYTES) >= SPARE_BYTES)
     load = scene.load()
     scene.run_for(2.0, load)
-    filler = inside / "filler"
-    with filler.open("wb") as file:
-        try:
-            while file.write(bytes(1 << 16)):
-                pass
-        except OSError:
-            pass
+    _await(scene, load, lambda: status_of(tracer).stored["store_spans"] > 0)
+    scene.figure("of the disk, taken", f"{take_room(filler) >> 20} of {DISK_BYTES >> 20} MiB")
     scene.run_for(scene.seconds, load)
-    failed = tracer.status().losses["store_failed"]
-    scene.check("it was full", failed > 0, failed)
+    was_full = _await(scene, load, lambda: status_of(tracer).losses["store_failed"] > 0)
+    scene.check("it was full", was_full, "" if was_full else status_of(tracer).losses)
     scene.check("it is said", "space" in tracer.said().lower(), tracer.said()[-300:])
     scene.check("what is stored can be read meanwhile", bool(_ask(address, "/api/services")))
     filler.unlink()
-    before, end = tracer.status().stored["store_spans"], time.monotonic() + 20
-    while tracer.status().stored["store_spans"] == before and time.monotonic() < end:
-        time.sleep(0.2)
+    before = status_of(tracer).stored["store_spans"]
+    _await(scene, load, lambda: status_of(tracer).stored["store_spans"] > before)
     scene.run_for(1.0, load)
     made = load.end()
     status = _settled(scene, tracer, made)
