@@ -112,12 +112,25 @@ __noinline int send_defer(struct io *io)
 	return 0;
 }
 
+/*
+ * An address as both ends know it: where one socket is of IPv6 and the other of IPv4, the former
+ * has ::ffff:a.b.c.d for the latter's a.b.c.d.
+ */
+static __always_inline void own_address(__u32 *to, const __u8 *from)
+{
+	__builtin_memcpy(to, from, 16);
+	if (!to[0] && !to[1] && to[2] == __builtin_bswap32(0xffff)) {
+		to[0] = to[3];
+		to[2] = to[3] = 0;
+	}
+}
+
 /* The key of a connection of the tracer's own, told from either of its ends. */
 static __always_inline void own_key_of(const struct flow_record *id, int at_client,
 				       struct own_key *own)
 {
-	__builtin_memcpy(own->client_addr, at_client ? id->local_addr : id->remote_addr, 16);
-	__builtin_memcpy(own->server_addr, at_client ? id->remote_addr : id->local_addr, 16);
+	own_address(own->client_addr, at_client ? id->local_addr : id->remote_addr);
+	own_address(own->server_addr, at_client ? id->remote_addr : id->local_addr);
 	own->client_port = at_client ? id->local_port : id->remote_port;
 	own->server_port = at_client ? id->remote_port : id->local_port;
 }

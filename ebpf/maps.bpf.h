@@ -143,8 +143,8 @@ struct {
 
 /* The tracer's own connections, so that the far end of them on this host is known too. */
 struct own_key {
-	__u8 client_addr[16];
-	__u8 server_addr[16];
+	__u32 client_addr[4];
+	__u32 server_addr[4];
 	__u32 client_port;
 	__u32 server_port;
 };

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import http.server
+import socket
 import threading
 from concurrent import futures
 from typing import Any
 
 import grpc
+import h2.config
+import h2.connection
+import h2.events
 from opentelemetry.proto.collector.metrics.v1 import (
     metrics_service_pb2,
     metrics_service_pb2_grpc,
@@ -52,9 +57,9 @@ class Backend:
 
 
 class HttpBackend(Backend):
-    """OTLP over http/protobuf with keep-alive."""
+    """OTLP over http/protobuf with keep-alive. family: of its socket; IPv6's takes IPv4, too."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, family: socket.AddressFamily = socket.AF_INET) -> None:
         super().__init__()
         backend = self
 
@@ -84,8 +89,9 @@ class HttpBackend(Backend):
 
         class Server(http.server.ThreadingHTTPServer):
             daemon_threads = True
+            address_family = family
 
-        self.server = Server(("127.0.0.1", port), Handler)
+        self.server = Server(("127.0.0.1" if family == socket.AF_INET else "::", port), Handler)
         self.port = int(self.server.server_address[1])
         self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
         self.thread.start()
@@ -122,3 +128,72 @@ class GrpcBackend(Backend):
 
     def close(self) -> None:
         self.server.stop(None).wait()
+
+
+class PlainGrpcBackend(Backend):
+    """OTLP over gRPC on a socket of IPv4, where grpc's own is one of IPv6 as the exporter's is.
+
+    It speaks first, as Go's does.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self.listener.getsockname()[1])
+        self._serving = [threading.Thread(target=self._accept, daemon=True)]
+        self._connections: list[socket.socket] = []
+        self._serving[0].start()
+
+    def close(self) -> None:
+        for each in (self.listener, *self._connections):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        for thread in self._serving:
+            thread.join()
+        for each in (self.listener, *self._connections):
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.listener.accept()
+            except OSError:
+                return
+            self._connections.append(connection)
+            thread = threading.Thread(target=self._serve, args=(connection,), daemon=True)
+            self._serving.append(thread)
+            thread.start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        state = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+        state.initiate_connection()
+        connection.sendall(state.data_to_send())
+        calls: dict[int, tuple[bool, bytearray]] = {}
+        with contextlib.suppress(OSError):
+            while data := connection.recv(1 << 16):
+                for event in state.receive_data(data):
+                    self._heed(state, event, calls)
+                connection.sendall(state.data_to_send())
+
+    def _heed(
+        self,
+        state: h2.connection.H2Connection,
+        event: h2.events.Event,
+        calls: dict[int, tuple[bool, bytearray]],
+    ) -> None:
+        """calls: by stream, whether it is for spans, and its content so far."""
+        if isinstance(event, h2.events.RequestReceived):
+            path = dict(event.headers)[b":path"]
+            calls[event.stream_id] = b"TraceService" in path, bytearray()
+        elif isinstance(event, h2.events.DataReceived):
+            calls[event.stream_id][1].extend(event.data)
+            state.acknowledge_received_data(event.flow_controlled_length, event.stream_id)
+        elif isinstance(event, h2.events.StreamEnded):
+            spans, message = calls.pop(event.stream_id)
+            if spans:
+                content = gzip.decompress(message[5:]) if message[0] else bytes(message[5:])
+                self.take(trace_service_pb2.ExportTraceServiceRequest.FromString(content))
+            head = [(":status", "200"), ("content-type", "application/grpc")]
+            state.send_headers(event.stream_id, head)
+            state.send_data(event.stream_id, bytes(5))
+            state.send_headers(event.stream_id, [("grpc-status", "0")], end_stream=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +21,7 @@ from tests.root.harness import (
 )
 from tests.root.load import load
 from tests.root.nginx import HELLO, Nginx
-from tests.root.otlp import Backend, GrpcBackend, HttpBackend
+from tests.root.otlp import Backend, GrpcBackend, HttpBackend, PlainGrpcBackend
 
 BACKENDS: dict[str, Callable[[], Backend]] = {"http/protobuf": HttpBackend, "grpc": GrpcBackend}
 
@@ -65,6 +67,27 @@ def test_exporter_on_the_same_host_is_not_traced(
             assert compression.replace("none", "identity") in backend.encodings
     finally:
         backend.close()
+
+
+@pytest.mark.parametrize("backend", [PlainGrpcBackend, partial(HttpBackend, 0, socket.AF_INET6)])
+def test_an_exporter_is_known_from_a_socket_of_the_other_family(
+    start_tracer: Callable[..., Tracer], nginx: Nginx, backend: Callable[[], Backend]
+) -> None:
+    """127.0.0.1 at one end of the connection, ::ffff:127.0.0.1 at the other."""
+    serving = backend()
+    try:
+        protocol = "grpc" if isinstance(serving, PlainGrpcBackend) else "http/protobuf"
+        tracer = start_tracer("--otlp-endpoint", serving.url(), "--otlp-protocol", protocol)
+        for _ in range(3):  # an export each
+            path, requests = unique(), serving.requests
+            expected = load(nginx.port, path, 20, 2)
+            assert_exact(tracer.collect(lambda spans, p=path: spans.under(p), 40), expected)  # type: ignore[misc]
+            wait_until(lambda n=requests: serving.requests > n, "an export")  # type: ignore[misc]
+        tracer.settle()
+        wait_until(lambda: len(serving.ids()) >= len(tracer.spans()), "every span exported")
+        assert tracer.stop().at(serving.port) == Spans(), "the exporter's own exchanges"
+    finally:
+        serving.close()
 
 
 def test_backend_that_comes_late(start_tracer: Callable[..., Tracer], nginx: Nginx) -> None:
