@@ -306,12 +306,16 @@ class Agent:
     def _counts(self) -> dict[str, int]:
         pipeline = self._pipeline
         counts = self._kernel.counts()
+        # Before the counts of spans: those that came before are counted by then.
+        since_ns = pipeline.held_since_ns
+        held_ns = time.monotonic_ns() - since_ns if since_ns else 0
         counts |= {
             "records": pipeline.records,
             "batches": pipeline.batches,
             "server_spans": pipeline.server_spans,
             "client_spans": pipeline.client_spans,
             "held_spans": len(self._stitcher),
+            "held_longest_ms": -(-held_ns // 1_000_000),
         }
         if self._output:
             counts["output_spans"] = self._output.written

@@ -66,6 +66,10 @@ class Stitch(Protocol):
     def __len__(self) -> int:
         """How many spans wait."""
 
+    @property
+    def since_ns(self) -> int:
+        """When the one that has waited longest came, 0 for none."""
+
     def feed(self, batch: SpanBatch, now_ns: int) -> Sequence[SpanBatch]:
         """Take in spans; return those that need wait no more."""
 
@@ -135,6 +139,8 @@ class Pipeline:
         self.client_spans = 0
         self.reader_full = 0
         self.failed = 0
+        # When the oldest span came that isn't counted and with the sinks yet, 0 for none.
+        self.held_since_ns = 0
 
     def start(self) -> None:
         """Start reading; records may come from now on."""
@@ -247,6 +253,7 @@ class Pipeline:
 
     def _try(self, make: Callable[[], Sequence[SpanBatch]], records: int) -> None:
         """Hand on the spans that `make` gives; where it fails, `records` are lost."""
+        self.held_since_ns = self.held_since_ns or time.monotonic_ns()
         try:
             for batch in make():
                 if self._observe is not None and len(batch):
@@ -262,6 +269,7 @@ class Pipeline:
                 self._failure_told = True
                 self._on_failure(error)
             self.failed += records
+        self.held_since_ns = self._stitch.since_ns if self._stitch is not None else 0
 
     def _count(self, batch: SpanBatch) -> None:
         if batch.shapes is not self._shapes:

@@ -336,9 +336,7 @@ class Tracer:
         """
         path, mark = f"/barrier/{uuid.uuid4().hex}", self.mark()
         if request is None:
-            if self._barrier is None:
-                self._barrier = Barrier()
-            get(self._barrier.port, path)
+            get(self.barrier().port, path)
         else:
             request(path)
 
@@ -346,13 +344,35 @@ class Tracer:
             return {span.kind for span in self.since(mark) if span.path == path} >= set(kinds)
 
         self.process.wait_for(passed, f"the barrier's spans {kinds}")
-        self.process.wait_for(self._all_out, "the spans that were held back")
+        now = time.monotonic()
+        made = self.process.wait_for(
+            lambda: self._made_if_none_waits_since(now), "the spans that were held back"
+        )
+        self.process.wait_for(
+            lambda: self.counts().get("output_spans", made) >= made, "all spans are printed"
+        )
 
-    def _all_out(self) -> bool:
-        """Whether no span waits for its trace, or to be printed."""
-        counts = {count.name: count.value for count in self.status().counts}
-        made = counts["server_spans"] + counts["client_spans"]
-        return not counts["held_spans"] and counts.get("output_spans", made) >= made
+    def barrier(self) -> Barrier:
+        """The server of this tracer's marks."""
+        if self._barrier is None:
+            self._barrier = Barrier()
+        return self._barrier
+
+    def counts(self) -> dict[str, int]:
+        """What the control socket says it counted, by name."""
+        return {count.name: count.value for count in self.status().counts}
+
+    def _made_if_none_waits_since(self, when: float) -> int:
+        """How many spans there are, once none waits for its trace that came before `when`.
+
+        When all wait for nothing is not asked: the traffic of others may bring new ones for ever.
+        """
+        asked = time.monotonic()
+        counts = self.counts()
+        longest_ms = counts["held_longest_ms"]
+        if longest_ms and asked - longest_ms / 1000 <= when:
+            return 0
+        return counts["server_spans"] + counts["client_spans"]
 
     def collect(
         self,

@@ -170,6 +170,10 @@ class Waiting:
     def __len__(self) -> int:
         return len(self._held)
 
+    @property
+    def since_ns(self) -> int:
+        return self._held[0][0] if self._held else 0
+
     def feed(self, batch: SpanBatch, now_ns: int) -> list[SpanBatch]:
         self._held.append((now_ns, batch))
         return self.flush(now_ns)
@@ -188,8 +192,12 @@ def test_spans_that_wait_leave_without_new_records_and_at_the_end() -> None:
         ring, feed, lambda: 7, [sink], print, stitch=waiting, rest=lambda: rests.append(1)
     )
     pipe.start()
+    began = time.monotonic_ns()
     ring.write(10)
+    wait_until(lambda: pipe.records == 10)
+    wait_until(lambda: pipe.held_since_ns == waiting.since_ns > began)
     wait_until(lambda: len(sink.numbers()) == 10)
+    wait_until(lambda: pipe.held_since_ns == 0)
     assert (pipe.batches, pipe.server_spans) == (len(sink.batches), 5)
     # Nothing is looked at for nothing, save once to give memory back.
     wait_until(lambda: rests == [1])

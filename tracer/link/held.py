@@ -31,13 +31,23 @@ class Held:
     def __init__(self) -> None:
         self._chunks: list[Chunk] = []
         self.nodes: I32 = np.zeros(0, dtype=np.int32)
+        # When each came.
+        self._since: NDArray[np.int64] = np.zeros(0, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.nodes)
 
-    def add(self, batch: SpanBatch, nodes: I32) -> None:
+    @property
+    def since_ns(self) -> int:
+        """When the oldest came, 0 for none. May be asked from any thread."""
+        since = self._since
+        return int(since[0]) if len(since) else 0
+
+    def add(self, batch: SpanBatch, nodes: I32, now_ns: int) -> None:
         """Take in all rows of a batch."""
         self._chunks.append(Chunk(batch, np.arange(len(batch)), nodes))
+        since = np.full(len(nodes), now_ns)
+        self._since = np.concatenate((self._since, since)) if len(self.nodes) else since
         self.nodes = np.concatenate((self.nodes, nodes)) if len(self.nodes) else nodes
 
     def rename(self, nodes: I32) -> None:
@@ -64,7 +74,7 @@ class Held:
                 chunk = Chunk(chunk.batch, chunk.rows[~mine], chunk.nodes[~mine])
             left.append(_lean(chunk))
         self._chunks = left
-        self.nodes = self.nodes[~ready]
+        self.nodes, self._since = self.nodes[~ready], self._since[~ready]
         if len(left) > MAX_CHUNKS:
             self._join()
         return released

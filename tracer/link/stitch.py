@@ -132,6 +132,11 @@ class Stitcher:
         """How many spans are held back."""
         return len(self._held)
 
+    @property
+    def since_ns(self) -> int:
+        """When the one that has waited longest came, 0 where none is held back."""
+        return self._held.since_ns
+
     def losses(self) -> dict[str, int]:
         """Count links that came to nothing; keys of tracer.losses.USER."""
         return dict(self._losses)
@@ -223,7 +228,7 @@ class Stitcher:
         store.flags[at] = flags
         if self._sampler:
             store.mark[at] = self._sampler.marks(batch)
-        self._held.add(replace(batch, links=None), nodes)
+        self._held.add(replace(batch, links=None), nodes, now_ns)
 
     def _hand_over(self, handovers: U64, now_ns: int) -> None:
         """Take note whom a client's thread woke after the answer; of two, neither is taken."""

@@ -395,6 +395,22 @@ def test_what_is_held_is_bounded_and_the_oldest_go_first() -> None:
     assert len(stitcher) == 0
 
 
+def test_how_long_the_oldest_waits_is_known() -> None:
+    stitcher = Stitcher()
+    assert stitcher.since_ns == 0
+    # More of them than are kept apart, and from each one span goes at once.
+    for number in range(200):
+        at = 2 * number + 1
+        stitcher.feed(batch([client(at), client(at + 1, parent=90_000 + at)]), 100 + number)
+        assert stitcher.since_ns == 100
+    stitcher.flush(100 + 5 * S)
+    assert stitcher.since_ns == 101
+    stitcher.flush(200 + 5 * S)
+    assert stitcher.since_ns == 201
+    stitcher.flush(0, all=True)
+    assert stitcher.since_ns == 0
+
+
 def test_memory_of_what_is_out_is_bounded() -> None:
     stitcher = Stitcher(capacity=1 << 10)
     for number in range(200):
