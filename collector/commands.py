@@ -6,7 +6,6 @@ They ask a tracer or collector that runs: its store can be open in one process o
 from __future__ import annotations
 
 import argparse
-import http.client
 import io
 import json
 import os
@@ -127,6 +126,9 @@ def _data(options: QueryOptions) -> Any:
 
 def _ask(address: str, target: str) -> Any:
     """Return `data` of an answer of the API; raises WirespanError, UsageError where it is bad."""
+    # A tracer reads this file for the options in it, and must not carry 6 MB of HTTP and TLS.
+    import http.client
+
     host, _, port = address.rpartition(":")
     connection = http.client.HTTPConnection(
         host.removeprefix("[").removesuffix("]"), int(port), timeout=TIMEOUT_S

@@ -9,7 +9,6 @@ import contextlib
 import gc
 import os
 import re
-import secrets
 import signal
 import sys
 import threading
@@ -159,7 +158,7 @@ class Agent:
             base.Settings(
                 query=cast(Literal["mask", "raw", "drop"], options.query),
                 sql=cast(Literal["mask", "raw", "drop"], options.sql),
-                seed=secrets.randbits(64),
+                seed=int.from_bytes(os.urandom(8), "little"),
             ),
         )
         kept = policy(options.sample, options.keep_errors, options.keep_slower_ns, environ, say)

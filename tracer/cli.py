@@ -100,7 +100,7 @@ def _dispatch(options: Options) -> int:
         case _:
             from tracer.installed import version
 
-            print(f"wirespan {version() or '(not installed)'}")
+            print(f"wirespan {version()}")
             return 0
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from statistics import median_low
 
 from tracer.errors import UsageError
 
@@ -20,7 +19,7 @@ def unix_offset_ns(samples: int = SAMPLES) -> int:
     of `samples` discards those in which this thread was preempted. A batch measured after
     the wall clock was stepped carries the new time: spans follow the clock, as logs do.
     """
-    return median_low(_sample() for _ in range(samples)) + _SKEW_NS
+    return sorted(_sample() for _ in range(samples))[(samples - 1) // 2] + _SKEW_NS
 
 
 def _sample() -> int:

@@ -175,6 +175,17 @@ def distinct(keys: U64) -> tuple[U64, Rows, Rows]:
     return values[order], first[order], place[inverse]
 
 
+def unlike(values: Column) -> Column:
+    """Return the distinct values, ascending.
+
+    np.unique would do, but loads all of numpy.ma, 1.3 MB, to find out that nothing is masked.
+    """
+    ordered = np.sort(values)
+    first = np.ones(len(ordered), dtype=np.bool_)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return ordered[first]
+
+
 def nonzero(keys: U64) -> U64:
     """Return keys with 0 replaced, which `Table` can't hold."""
     return np.maximum(keys, np.uint64(1))

@@ -150,7 +150,7 @@ class ExportConfig:
 
 def user_agent() -> str:
     """Name this exporter, its language and its version, as the specification asks."""
-    return f"wirespan-OTLP-Exporter-Python/{version() or 'unknown'}"
+    return f"wirespan-OTLP-Exporter-Python/{version()}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import shutil
 import sys
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as _version
 from pathlib import Path
 
 from tracer.errors import WirespanError
 
+# Of the distribution too, by pyproject.toml. Asking its metadata would take 3 MB, for that is mail.
+VERSION = "0.1.0"
 OBJECT = Path(__file__).parent / "objects" / "tracer.bpf.o"
 
 
 def version() -> str:
-    """The version of the distribution; "" in a source tree that is not installed."""
-    try:
-        return _version("wirespan")
-    except PackageNotFoundError:
-        return ""
+    """The version of the distribution."""
+    return VERSION
 
 
 def object_path() -> Path:

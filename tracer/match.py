@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.columns import unlike
 from tracer.errors import UsageError
 from tracer.spans import (
     KIND_CLIENT,
@@ -138,7 +139,7 @@ class Filter:
             self._plan_of_shape.append(self._plan_id(shape))
         plans = np.asarray(self._plan_of_shape, dtype=np.intp)[batch.shape]
         keep = np.zeros(len(batch), dtype=np.bool_)
-        for plan_id in np.unique(plans).tolist():
+        for plan_id in unlike(plans).tolist():
             plan = self._plans[plan_id]
             if plan is None:
                 continue

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.columns import unlike
 from tracer.spans import KIND_SERVER, STATUS_UNSET, AttributeValue, Resource, Shape
 
 # How far beyond a string of a pool a copy may read.
@@ -94,7 +95,7 @@ class ShapeTables:
             self._slot_of = grown
         slots = self._slot_of[shape]
         if slots.min() < 0:
-            for index in np.unique(shape[slots < 0]).tolist():
+            for index in unlike(shape[slots < 0]).tolist():
                 self._slot_of[index] = self._add(self.sequence[index])
             slots = self._slot_of[shape]
         return slots.astype(np.intp)

@@ -14,11 +14,11 @@ import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib import metadata
 from typing import Any
 from urllib.parse import unquote
 
 from tracer.errors import UsageError
+from tracer.installed import version
 from tracer.kernel import sys
 from tracer.spans import AttributeValue
 
@@ -95,8 +95,7 @@ def tracer_attributes(environ: Mapping[str, str], root: str = "/") -> Attributes
     Raises UsageError when that variable cannot be read.
     """
     attributes: dict[str, AttributeValue] = {"service.name": DISTRIBUTION}
-    if version := _version():
-        attributes["service.version"] = version
+    attributes["service.version"] = version()
     attributes.update(_detected(root))
     attributes.update(_own_attributes(environ))
     if name := environ.get("OTEL_SERVICE_NAME"):
@@ -125,16 +124,8 @@ def _detected(root: str) -> dict[str, AttributeValue]:
     attributes["os.type"] = kernel.sysname.lower()
     attributes["os.version"] = kernel.release
     attributes["telemetry.distro.name"] = DISTRIBUTION
-    if version := _version():
-        attributes["telemetry.distro.version"] = version
+    attributes["telemetry.distro.version"] = version()
     return attributes
-
-
-def _version() -> str:
-    try:
-        return metadata.version(DISTRIBUTION)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def read_file(path: str, limit: int, dir_fd: int | None = None) -> bytes:

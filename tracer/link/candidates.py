@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.columns import I32, U64, Rows, Table, absorb, nonzero
+from tracer.columns import I32, U64, Rows, Table, absorb, nonzero, unlike
 from tracer.link.content import Spans, match
 from tracer.spans import Links
 
@@ -82,7 +82,7 @@ class Candidates:
     def _learn(self, process: U64, what: int) -> None:
         if not len(process):
             return
-        new = np.unique(process)
+        new = unlike(process)
         if len(self._processes) + len(new) > MAX_PROCESSES:
             self._processes.clear()
         self._processes.put(new, np.full(len(new), what, dtype=np.int32))

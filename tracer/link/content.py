@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.columns import U64, Rows
+from tracer.columns import U64, Rows, unlike
 
 # How far a request may outlast the exchange it was made for, in ns: both ends are noted when
 # the process passes the last bytes on.
@@ -45,7 +45,7 @@ def match(servers: Spans, clients: Spans) -> NDArray[np.int64]:
     if not len(servers.group) or not len(clients.group):
         return matched
     origin = min(int(servers.start_ns.min()), int(clients.start_ns.min()))
-    groups = np.unique(servers.group)
+    groups = unlike(servers.group)
     place = np.searchsorted(groups, clients.group)
     place[place == len(groups)] = 0
     rows = np.flatnonzero(groups[place] == clients.group)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.columns import I32, U64
+from tracer.columns import I32, U64, unlike
 from tracer.red.buckets import I64
 from tracer.red.histograms import Histograms, Point
 from tracer.red.instruments import (
@@ -104,7 +104,7 @@ class Red:
         self._slowest = np.full(0, -1, dtype=np.int64)
         self._when = np.zeros(0, dtype=np.int64)
         self._ids = np.zeros((0, 3), dtype=np.uint64)
-        self._random = np.random.default_rng()
+        self._random: np.random.Generator | None = None  # of weights; 7 MB that few need
         self._overflow = self._exchanges = self._paired = 0
 
     def observe(
@@ -124,6 +124,7 @@ class Red:
             duration = (batch.end_ns - batch.start_ns).view(np.int64)
             times = np.ones(len(batch), dtype=np.int64)
             if weights is not None:
+                self._random = self._random or np.random.default_rng()
                 times = (weights + self._random.random(len(batch))).astype(np.int64)
             self._exchanges += int(times.sum())
             pairs = self._pair(table, batch, np.stack((duration, times)), now_ns)
@@ -229,7 +230,7 @@ class Red:
         table.grow()
         series = table.series.take(batch.shape)
         if series.min() < 0:
-            for index in np.unique(batch.shape[series < 0]).tolist():
+            for index in unlike(batch.shape[series < 0]).tolist():
                 shape = batch.shapes[index]
                 table.series[index] = self._number(Key(shape.resource, *measured(shape)))
                 table.kind[index] = shape.kind
