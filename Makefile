@@ -21,8 +21,9 @@ export PYTHON
 MACHINE := $(shell uname -m)
 BPF_ARCH := $(patsubst aarch64,arm64,$(patsubst x86_64,x86,$(MACHINE)))
 CLANG := clang-19
+# All but the machine whose registers are read. Of the headers it takes numbers' types alone.
 BPF_CFLAGS := -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
-	-D__TARGET_ARCH_$(BPF_ARCH) -D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
+	-D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
 OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c)) \
 	tracer/objects/replay.so
 C_FILES = $(shell find ebpf tests bench/faults -name '*.[ch]')
@@ -45,6 +46,9 @@ run: build mounts ## set up, build and trace this host (ARGS="--port 80 --output
 .PHONY: build
 build: $(OBJECTS) $(VENV)/bin/wirespan ## eBPF objects and the command, .venv/bin/wirespan
 	@$(VENV)/bin/python -m compileall -q tracer collector proto # as pip does for what it installs
+
+.PHONY: arm64
+arm64: build/arm64/tracer.bpf.o ## the eBPF object for 64-bit Arm, build/arm64/tracer.bpf.o
 
 .PHONY: wheel
 wheel: build ## a wheel in dist/ with the compiled objects inside
@@ -220,7 +224,13 @@ tracer/objects/replay.so: ebpf/replay.c Makefile | packages
 build/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
 	$(call say,eBPF object $@)
 	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -MMD -MP -MF build/$*.bpf.d -MT $@ -c $< -o $@
+	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_$(BPF_ARCH) -MMD -MP -MF build/$*.bpf.d -MT $@ -c $< -o $@
+	@llvm-strip-19 -g $@
+
+build/arm64/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
+	$(call say,eBPF object $@)
+	@mkdir -p $(@D)
+	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_arm64 -MMD -MP -MF build/arm64.$*.bpf.d -MT $@ -c $< -o $@
 	@llvm-strip-19 -g $@
 
 # No padding may hide in what crosses to user space.

@@ -112,15 +112,25 @@ struct signal_struct {
 	atomic_t live;
 };
 
+#ifdef __TARGET_ARCH_arm64
 struct thread_struct {
-	unsigned long fsbase; /* x86-64: of the thread's TLS */
+	struct {
+		unsigned long tp_value;
+	} uw;
+};
+
+struct thread_info {
+	unsigned long flags;
+};
+#else
+struct thread_struct {
+	unsigned long fsbase;
 };
 
 struct thread_info {
 	__u32 status;
 };
-
-#define TS_COMPAT 2 /* x86-64: in a system call of a 32-bit program, whose numbers are others */
+#endif
 
 struct list_head {
 	struct list_head *next;
@@ -337,6 +347,19 @@ enum syscall_nr {
 	NR_SENDMMSG = 307,
 };
 
+/* In a system call of a 32-bit program, whose numbers are others: TS_COMPAT. */
+#define IS_32_BIT(task) (LOAD(struct task_struct, task, thread_info.status) & 2)
+/* Where the thread's TLS is. */
+#define THREAD_POINTER(task) LOAD(struct task_struct, (void *)(task), thread.fsbase)
+
+/* Registers in a uprobe: what a C function returns, what Go passes (its ABIInternal) and g. */
+#define RETURNED(ctx) ((ctx)->ax)
+#define GO_ARG1(ctx) ((ctx)->ax)
+#define GO_ARG2(ctx) ((ctx)->bx)
+#define GO_ARG3(ctx) ((ctx)->cx)
+#define GO_ARG4(ctx) ((ctx)->di)
+#define GO_G(ctx) ((ctx)->r14)
+
 #define SYSCALL_NR(regs) LOAD(struct pt_regs, regs, orig_ax)
 #define ARG1(regs) LOAD(struct pt_regs, regs, di)
 #define ARG2(regs) LOAD(struct pt_regs, regs, si)
@@ -370,6 +393,17 @@ enum syscall_nr {
 	NR_SENDMMSG = 269,
 	NR_EPOLL_WAIT = 0x10000, /* there is none */
 };
+
+/* TIF_32BIT, arch/arm64/include/asm/thread_info.h */
+#define IS_32_BIT(task) (LOAD(struct task_struct, task, thread_info.flags) >> 22 & 1)
+#define THREAD_POINTER(task) LOAD(struct task_struct, (void *)(task), thread.uw.tp_value)
+
+#define RETURNED(ctx) ((ctx)->regs[0])
+#define GO_ARG1(ctx) ((ctx)->regs[0])
+#define GO_ARG2(ctx) ((ctx)->regs[1])
+#define GO_ARG3(ctx) ((ctx)->regs[2])
+#define GO_ARG4(ctx) ((ctx)->regs[3])
+#define GO_G(ctx) ((ctx)->regs[28])
 
 #define SYSCALL_NR(regs) LOAD(struct pt_regs, regs, syscallno)
 #define ARG1(regs) LOAD(struct pt_regs, regs, orig_x0)

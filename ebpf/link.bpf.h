@@ -89,7 +89,7 @@ __noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
 
 	if (!runtime || !thread)
 		return 0;
-	base = LOAD(struct task_struct, (void *)bpf_get_current_task(), thread.fsbase);
+	base = THREAD_POINTER(bpf_get_current_task());
 	if (runtime->tls_state) {
 		if (bpf_probe_read_user(&state, sizeof(state), (void *)(base + runtime->tls_state)))
 			return 0;
@@ -163,7 +163,7 @@ static __always_inline __u64 goroutine_of(const struct runtime *runtime, __u64 g
 
 static __always_inline __u64 current_g(const struct runtime *runtime)
 {
-	__u64 base = LOAD(struct task_struct, (void *)bpf_get_current_task(), thread.fsbase), g = 0;
+	__u64 base = THREAD_POINTER(bpf_get_current_task()), g = 0;
 
 	bpf_probe_read_user(&g, sizeof(g), (void *)(base + runtime->tls_g));
 	return g;

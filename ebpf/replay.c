@@ -33,6 +33,7 @@
 #define bpf_core_read(to, n, from) memset(to, 0, n)
 #define bpf_core_enum_value_exists(type, value) 1
 #define bpf_get_current_task() 0
+#define THREAD_POINTER(task) ((void)(task), 0)
 #define bpf_get_current_cgroup_id() 0
 #define barrier() ((void)0)
 

@@ -293,7 +293,7 @@ int python_copied(struct pt_regs *ctx)
 	struct context copy = {};
 	int known;
 
-	if (!cfg_ready || !ctx->ax)
+	if (!cfg_ready || !RETURNED(ctx))
 		return 0;
 	thread = thread_of((__u32)pid_tgid);
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
@@ -313,7 +313,7 @@ int python_copied(struct pt_regs *ctx)
 		if (thread->doubt)
 			thread->doubt--;
 	}
-	key.context = ctx->ax;
+	key.context = RETURNED(ctx);
 	bpf_map_update_elem(&contexts, &key, &copy, BPF_ANY);
 	return 0;
 }
@@ -321,7 +321,7 @@ int python_copied(struct pt_regs *ctx)
 /* ---- Go --------------------------------------------------------------------------------- */
 
 /*
- * ABIInternal of Go 1.17 and later: arguments are in AX, BX, CX, DI, and g is in R14.
+ * ABIInternal of Go 1.17 and later: arguments and g are in registers, GO_ARG1() and so on.
  * The probes are in the functions' prologues, where all of them are still in place.
  */
 static __always_inline struct runtime *go_runtime(__u32 tgid)
@@ -359,10 +359,10 @@ int go_round_trip(struct pt_regs *ctx)
 
 	if (!runtime || !runtime->round_trip)
 		return 0;
-	io = go_socket(ctx->ax + runtime->round_trip);
+	io = go_socket(GO_ARG1(ctx) + runtime->round_trip);
 	if (!io)
 		return 0;
-	if (goroutine_cause(runtime, &hint.cause, ctx->r14, tgid, 1))
+	if (goroutine_cause(runtime, &hint.cause, GO_G(ctx), tgid, 1))
 		hint.evidence = FLOW_EVIDENCE_GOROUTINE;
 	hint.ino = io->ino;
 	sk = io->sk;
@@ -397,14 +397,14 @@ int go_grpc_serve(struct pt_regs *ctx)
 
 	if (!runtime || !runtime->grpc_server_conn)
 		return 0;
-	io = go_socket(ctx->cx + runtime->grpc_server_conn);
+	io = go_socket(GO_ARG3(ctx) + runtime->grpc_server_conn);
 	if (!io)
 		return 0;
-	id = grpc_stream(runtime, ctx->di, runtime->grpc_server_stream);
+	id = grpc_stream(runtime, GO_ARG4(ctx), runtime->grpc_server_stream);
 	sk = io->sk;
 	c = conn_of(sk, io->ino);
 	e = stream_of(sk, id);
-	key.context = goroutine_of(runtime, ctx->r14, &parent);
+	key.context = goroutine_of(runtime, GO_G(ctx), &parent);
 	if (!c || !e || !key.context || !(e->flags & FLOW_FLAG_IN_HAND))
 		return 0;
 	known.cause.sk = sk;
@@ -430,12 +430,12 @@ int go_grpc_write(struct pt_regs *ctx)
 
 	if (!runtime || !runtime->grpc_client_conn)
 		return 0;
-	if (!goroutine_cause(runtime, &hint.cause, ctx->r14, tgid, 1) || !hint.cause.id)
+	if (!goroutine_cause(runtime, &hint.cause, GO_G(ctx), tgid, 1) || !hint.cause.id)
 		return 0;
-	io = go_socket(ctx->ax + runtime->grpc_client_conn);
+	io = go_socket(GO_ARG1(ctx) + runtime->grpc_client_conn);
 	if (!io)
 		return 0;
-	id = grpc_stream(runtime, ctx->bx, runtime->grpc_client_stream);
+	id = grpc_stream(runtime, GO_ARG2(ctx), runtime->grpc_client_stream);
 	sk = io->sk;
 	hint.evidence = FLOW_EVIDENCE_GOROUTINE;
 	hint.ino = io->ino;
@@ -453,16 +453,16 @@ static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
 	struct context_key key = { .tgid = tgid, .goroutine = 1 };
-	struct context handed = { .channel = ctx->ax };
-	__u64 current = ctx->r14, waiting, parent, room = 0;
+	struct context handed = { .channel = GO_ARG1(ctx) };
+	__u64 current = GO_G(ctx), waiting, parent, room = 0;
 	struct context *known;
 	int found;
 
-	if (!runtime || bpf_probe_read_user(&waiting, sizeof(waiting), (void *)ctx->bx))
+	if (!runtime || bpf_probe_read_user(&waiting, sizeof(waiting), (void *)GO_ARG2(ctx)))
 		return 0;
 	/* a full channel: what is received now was sent by another than who waits */
 	if (!receiver_waits &&
-	    (bpf_probe_read_user(&room, sizeof(room), (void *)(ctx->ax + 8)) || room))
+	    (bpf_probe_read_user(&room, sizeof(room), (void *)(GO_ARG1(ctx) + 8)) || room))
 		return 0;
 	key.context = goroutine_of(runtime, receiver_waits ? waiting : current, &parent);
 	if (!key.context)

@@ -20,12 +20,7 @@ static __always_inline int unwanted(void)
 /* Of its system calls nothing is looked at. */
 static __always_inline int task_is_32_bit(void *task)
 {
-#ifdef __TARGET_ARCH_x86
-	return LOAD(struct task_struct, task, thread_info.status) & TS_COMPAT;
-#else
-	(void)task;
-	return 0;
-#endif
+	return IS_32_BIT(task);
 }
 
 /* The name of the thread. bpf_get_current_comm() takes 0.1 us, for it goes byte by byte. */
