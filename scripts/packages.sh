@@ -56,6 +56,7 @@ group_fuzz() {
 # Guests that boot other kernels.
 group_kernels() {
 	need_command qemu-system-x86_64 qemu-system-x86
+	need_command qemu-system-aarch64 qemu-system-arm
 	need_command busybox busybox-static
 	need /sbin/depmod kmod
 	need /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring

@@ -3,47 +3,64 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.files import save
-from bench.kernels import guest, images, page
+from bench.kernels import arm64, guest, images, page
 from bench.processes import BenchError, ended_by_signals
 from tracer.installed import version
 
 PAGE = Path("docs/reference/kernels.md")
+Entry = tuple[str, images.Image | None, guest.Answer | str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run; returns the exit code: 0 tracing works on all, 1 not, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
-    names = [source.name for source in images.SOURCES]
+    names = [*(source.name for source in images.SOURCES), guest.HERE, images.ARM64.name]
     parser.add_argument("kernel", nargs="*", help=f"only these: {', '.join(names)} (default: all)")
     parser.add_argument("--load-only", action="store_true", help="run no tests there")
     parser.add_argument("--write", action="store_true", help=f"put the results into {PAGE}")
+    parser.add_argument(
+        "--kept", action="store_true", help="with what earlier runs came to on the other kernels"
+    )
     options = parser.parse_args(arguments)
     if unknown := set(options.kernel) - set(names):
         parser.error(f"no such kernel: {', '.join(sorted(unknown))}")
-    answers = []
+    chosen, tests = options.kernel or names, not options.load_only
+    answers: list[Entry] = []
+    arm = None
     try:
         with ended_by_signals():
             for source in images.SOURCES:
-                if not options.kernel or source.name in options.kernel:
-                    answers.append(_ask(source, not options.load_only))
+                if source.name in chosen:
+                    answers.append(_ask(source, tests))
+                elif options.kept and (found := guest.kept(source.name)):
+                    answers.append((source.name, images.fetch(source, _say), found))
+            if guest.HERE in chosen:
+                answers.append((guest.HERE, None, _here(tests)))
+            elif options.kept and (found := guest.kept(guest.HERE)):
+                answers.append((guest.HERE, None, found))
+            if images.ARM64.name in chosen:
+                arm = _arm()
+            elif options.kept and (said := arm64.kept()):
+                arm = images.fetch(images.ARM64, _say), said
     except KeyboardInterrupt:
         return 130
-    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    text = page.page(now, version(), answers)
+    text = page.page(version(), answers, arm)
     print(text)
     if options.write:
         save(PAGE, text, _say)
-    good = [not isinstance(answer, str) and answer.works for _, _, answer in answers]
+    good = [not isinstance(answer, str) and answer.good for _, _, answer in answers]
+    if arm:
+        good.append(not isinstance(arm[1], str) and arm64.good(arm[1]))
     return 0 if all(good) else 1
 
 
-def _ask(source: images.Source, tests: bool) -> tuple[str, images.Image | None, guest.Answer | str]:
+def _ask(source: images.Source, tests: bool) -> Entry:
     image = None
     try:
         image = images.fetch(source, _say)
@@ -51,6 +68,24 @@ def _ask(source: images.Source, tests: bool) -> tuple[str, images.Image | None, 
         return source.name, image, guest.boot(image, tests=tests)
     except BenchError as error:
         return source.name, image, str(error)
+
+
+def _here(tests: bool) -> guest.Answer | str:
+    _say(f"{guest.HERE}: this machine, without a guest")
+    try:
+        return guest.here(tests)
+    except BenchError as error:
+        return str(error)
+
+
+def _arm() -> tuple[images.Image | None, dict[str, Any] | str]:
+    image = None
+    try:
+        image = images.fetch(images.ARM64, _say)
+        _say(f"{images.ARM64.name}: Linux {image.release} boots")
+        return image, arm64.boot(image)
+    except BenchError as error:
+        return image, str(error)
 
 
 def _say(text: str) -> None:

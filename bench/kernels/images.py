@@ -17,16 +17,21 @@ from bench.processes import BenchError
 
 CACHE = Path("build/cache/kernels")
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-META = "linux-image-amd64"  # depends on the newest of its suite
+META = "linux-image-{}"  # depends on the newest of its suite
 _PART = re.compile(r"linux-(?:image|binary|modules)-\d")
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a kernel comes from. name: as people choose it; suite: of Debian."""
+    """Where a kernel comes from. name: as people choose it; suite, machine: of Debian."""
 
     name: str
     suite: str
+    machine: str = "amd64"
+
+    @property
+    def meta(self) -> str:
+        return META.format(self.machine)
 
 
 SOURCES = (
@@ -35,6 +40,7 @@ SOURCES = (
     Source("6.12", "bookworm-backports"),
     Source("newest", "trixie-backports"),
 )
+ARM64 = Source("arm64", "bookworm", "arm64")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +59,12 @@ def fetch(source: Source, say: Callable[[str], None]) -> Image:
     if (kept := home / "unpacked").exists():
         release, version, place = kept.read_text(encoding="ascii").split()
         return Image(source, release, version, home / place)
-    say(f"{source.name}: {META} of {source.suite}")
+    say(f"{source.name}: {source.meta} of {source.suite}")
     shutil.rmtree(home, ignore_errors=True)
-    apt = _Apt(home / "apt", source.suite)
-    packages = apt.parts(META)
+    apt = _Apt(home / "apt", source)
+    packages = apt.parts(source.meta)
     if not packages:
-        raise BenchError(f"{source.suite} has no {META}")
+        raise BenchError(f"{source.suite} has no {source.meta}")
     tree = home / "tree"
     for deb in apt.download(packages, home / "debs"):
         _run(["dpkg", "-x", str(deb), str(tree)])
@@ -72,7 +78,7 @@ def fetch(source: Source, say: Callable[[str], None]) -> Image:
         (tree / "lib").symlink_to("usr/lib")
     _run(["depmod", "-b", str(tree), release])
     kernel = next(iter(tree.glob("boot/vmlinuz-*")), modules / "vmlinuz").relative_to(home)
-    version = apt.version(META)
+    version = apt.version(source.meta)
     shutil.rmtree(home / "debs")
     shutil.rmtree(home / "apt")
     kept.write_text(f"{release} {version} {kernel}\n", encoding="ascii")
@@ -82,19 +88,23 @@ def fetch(source: Source, say: Callable[[str], None]) -> Image:
 class _Apt:
     """apt with one suite and directories of its own."""
 
-    def __init__(self, home: Path, suite: str) -> None:
+    def __init__(self, home: Path, source: Source) -> None:
         (home / "lists" / "partial").mkdir(parents=True)
         (home / "cache" / "archives" / "partial").mkdir(parents=True)
+        (status := home / "status").touch()  # nothing is installed: what is here is another's
         sources = home / "sources.list"
-        line = f"deb [signed-by={KEYRING}] {_mirror()} {suite} main\n"
+        line = f"deb [signed-by={KEYRING}] {_mirror()} {source.suite} main\n"
         sources.write_text(line, encoding="ascii")
         self._options = [
             f"-oDir::Etc::sourcelist={sources}",
             "-oDir::Etc::sourceparts=/nonexistent",
             f"-oDir::State::lists={home}/lists",
+            f"-oDir::State::status={status}",
             f"-oDir::Cache={home}/cache",
             "-oAcquire::Languages=none",
             "-oAPT::Sandbox::User=root",
+            f"-oAPT::Architecture={source.machine}",
+            f"-oAPT::Architectures={source.machine}",
         ]
         _run(["apt-get", *self._options, "-qq", "update"])
 

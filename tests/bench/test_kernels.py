@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,8 @@ from bench.kernels import guest, images, page
 from bench.processes import BenchError
 
 JUNIT = """<testsuites><testsuite>
-<testcase name="test_a" /><testcase name="test_b[x]">
+<testcase classname="tests.root.test_grpc" name="test_a" />
+<testcase classname="tests.root.test_mysql" name="test_b[x]">
 <failure message="assert 1 == 2&#10;more"/></testcase>
 </testsuite></testsuites>"""
 
@@ -29,15 +34,38 @@ def left(out: Path, works: bool) -> Path:
 def test_answer_and_page(tmp_path: Path) -> None:
     found = guest.answer(left(tmp_path, True))
     assert found.works and found.release == "6.1.0-test"
-    assert found.tests == {"test_a": "", "test_b[x]": "assert 1 == 2"}
+    assert found.tests == {"test_grpc::test_a": "", "test_mysql::test_b[x]": "assert 1 == 2"}
+    assert not found.good
     image = images.Image(images.SOURCES[1], found.release, "6.1.1-1", tmp_path / "vmlinuz")
-    text = page.page("today", "0.1", [("6.1", image, found), ("newest", None, "it did not boot")])
-    assert "| 6.1 | Debian bookworm, 6.1.1-1 | 6.1.0-test | yes | 1 of 2 |" in text
+    late = replace(found, tests={}, late=True, seconds=1200.4, date="today")
+    text = page.page(
+        "0.1", [("6.1", image, found), ("newest", None, "no boot"), ("host", None, late)]
+    )
+    assert "| 6.1 | Debian bookworm, 6.1.1-1 | 6.1.0-test | yes | 1 of 2 | 0 s |  |" in text
+    assert "| host | this machine, no guest | 6.1.0-test | yes | not run | 1200 s | today |" in text
+    assert "|  | 6.1 | host |" in text
+    assert "| gRPC | yes | not run |" in text
+    assert "| MySQL | **no** | not run |" in text
+    assert "| linking by thread | not run | not run |" in text
     assert "- **6.1**, helpers: none; slow" in text
-    assert "- **6.1**, `test_b[x]`: assert 1 == 2" in text
-    assert "- **newest**: it did not boot" in text
+    assert "- **6.1**, `test_mysql::test_b[x]`: assert 1 == 2" in text
+    assert "- **newest**: no boot" in text
+    assert "- **host**: the tests did not end in time" in text
 
 
 def test_a_guest_that_left_nothing(tmp_path: Path) -> None:
     with pytest.raises(BenchError, match="did not come up"):
         guest.answer(tmp_path)
+
+
+def test_what_runs_is_marked_and_said(pytestconfig: pytest.Config) -> None:
+    """Each line of the page has tests that are marked, in the files that guests look at."""
+    argv = [sys.executable, "-m", "pytest", "-q", "-m", "kernels", "--collect-only", *guest.core()]
+    done = subprocess.run(argv, cwd=pytestconfig.rootpath, capture_output=True, text=True)
+    names = re.findall(r"^tests/root/(\w+)\.py(::\S+)$", done.stdout, re.M)
+    tests = ["".join(name) for name in names]
+    assert tests, done.stdout
+    for begins in page.CORE.values():
+        assert any(test.startswith(begins) for test in tests), begins
+    for test in tests:
+        assert any(test.startswith(begins) for begins in page.CORE.values()), test

@@ -168,6 +168,7 @@ def test_nginx_statuses_methods_files_and_uploads(watch: Watch, nginx: Nginx) ->
         assert (span.raw["status"] == "ERROR") == failed, span
 
 
+@pytest.mark.kernels("IPv6", "unix")
 @pytest.mark.parametrize("where", ["IPv6", "unix"])
 def test_nginx_and_curl_elsewhere(watch: Watch, nginx: Nginx, where: str) -> None:
     path, count = unique(), 20
