@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import re
 import signal
 import socket
@@ -25,6 +26,7 @@ from typing import IO, Self
 CPUCLOCK_SCHED = 2
 POLL_S = 0.01
 STOP_S = 15.0
+PORTS_FROM = 10_000
 
 
 class BenchError(Exception):
@@ -70,11 +72,19 @@ class Memory:
         return cls(found["VmRSS"] * 1024, found["VmHWM"] * 1024, sum(map(int, maps)) * 1024)
 
 
-def free_port() -> int:
-    """Return a TCP port of 127.0.0.1 on which nothing listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
+    """Return a TCP port of 127.0.0.1, or ::1, on which nothing listens.
+
+    From below those that the kernel gives to connections, where there are enough: until somebody
+    listens at the port, any connection of this host would take it.
+    """
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text(encoding="ascii")
+    first = int(given.split()[0])
+    while True:
+        port = random.SystemRandom().randrange(PORTS_FROM, first) if first > 2 * PORTS_FROM else 0
+        with contextlib.suppress(OSError), socket.socket(family) as probe:
+            probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", port))
+            return int(probe.getsockname()[1])
 
 
 def answers(port: int) -> bool:

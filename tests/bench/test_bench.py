@@ -6,6 +6,7 @@ import dataclasses
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ from bench import empty, latency, markdown, others, pipeline, plot, report, roun
 from bench.figures import Figure, percentile
 from bench.machine import Machine
 from bench.nginx import PATH, Nginx
-from bench.processes import BenchError, Child, Memory, cpu_ns
+from bench.processes import BenchError, Child, Memory, cpu_ns, free_port
 from bench.results import Results
 from bench.rounds import Load, Programs, Round, Traced
 from bench.sink import METHOD, METRICS, SERVICE, Sink
@@ -420,3 +421,23 @@ def wait_for_children(pid: int, names: set[str]) -> set[int]:
             return set(found) - {pid}
         assert time.monotonic() < end, found
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize("host, family", [("127.0.0.1", socket.AF_INET), ("::1", socket.AF_INET6)])
+def test_a_free_port_is_none_that_a_connection_takes(
+    host: str, family: socket.AddressFamily
+) -> None:
+    given = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    ports = {free_port(family) for _ in range(50)}
+    assert len(ports) > 40, "nor what somebody else was told just before"
+    assert max(ports) < int(given[0])
+    with socket.create_server((host, ports.pop()), family=family):
+        pass
+
+
+def test_a_port_that_is_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", free_port())) as listener:
+        taken = listener.getsockname()[1]
+        drawn = iter((taken, taken, free_port()))
+        monkeypatch.setattr(random.SystemRandom, "randrange", lambda *_: next(drawn))
+        assert free_port() != taken

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bench import markdown
 from bench.machine import Machine
-from bench.processes import BenchError, Child
+from bench.processes import BenchError, Child, free_port
 from bench.truth import __main__ as command
 from bench.truth import load, page, plot
 from bench.truth.headers import named
@@ -343,9 +343,7 @@ def test_command_lists_and_reads(tmp_path: object, capsys: pytest.CaptureFixture
 
 @pytest.fixture
 def upstream() -> Iterator[int]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
+    port = free_port()
     with Upstream(port):
         yield port
 
@@ -393,10 +391,8 @@ def test_load_takes_chunks_and_short_connections() -> None:
 
 def test_children_end() -> None:
     """What a run starts is gone when it is left by an error."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
     child: Child
+    port = free_port()
     with pytest.raises(RuntimeError), Upstream(port) as child:
         raise RuntimeError
     assert child.popen.returncode is not None

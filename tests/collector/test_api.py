@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from bench.processes import free_port
 from collector.commands import QueryOptions, run
 from collector.embedded import Embedded
 from collector.http_server import MAX_REQUESTS, split_address
@@ -188,8 +189,5 @@ def test_what_commands_say_of_failures(embedded: Embedded) -> None:
         run(QueryOptions("trace", ("1",), embedded.address, False))
     with pytest.raises(UsageError, match="not KEY OP VALUE"):
         run(QueryOptions("traces", ("web",), embedded.address, False))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with pytest.raises(WirespanError, match="nobody answers"):
-        run(QueryOptions("traces", (), f"127.0.0.1:{port}", False))
+        run(QueryOptions("traces", (), f"127.0.0.1:{free_port()}", False))

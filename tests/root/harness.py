@@ -28,6 +28,7 @@ from urllib.parse import urlsplit
 
 import grpc
 
+from bench.processes import free_port as free_port
 from proto.wirespan.v1 import control_pb2, control_pb2_grpc
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,13 +58,6 @@ def wait_until(condition: Callable[[], Any], what: str, timeout: float = DEADLIN
             raise AssertionError(f"not within {timeout:g} s: {what}")
         time.sleep(0.005)
     return value
-
-
-def free_port(family: socket.AddressFamily = socket.AF_INET) -> int:
-    """A port that nothing listens on, from the ephemeral range."""
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.bind(("::1" if family == socket.AF_INET6 else "127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def listening(port: int, host: str = "127.0.0.1") -> bool:
@@ -109,15 +103,19 @@ class Process:
         return self.log.read_text(errors="replace")
 
     def wait_for(self, condition: Callable[[], Any], what: str, timeout: float = DEADLINE) -> Any:
-        """Like wait_until, but fails at once, with its output, when the process has ended."""
+        """Like wait_until, but fails with its output, and at once when the process has ended."""
 
         def check() -> Any:
             if value := condition():
                 return value
-            assert self.alive(), f"ended with {self.popen.returncode}: {what}\n{self.said()}"
+            assert self.alive(), f"ended with {self.popen.returncode}: {what}"
             return None
 
-        return wait_until(check, what, timeout)
+        try:
+            return wait_until(check, what, timeout)
+        except AssertionError as error:
+            error.add_note(f"{self.popen.args} said: {self.said()[-2000:]}")
+            raise
 
     def stop(self, sig: int = signal.SIGTERM, timeout: float = 10.0) -> int:
         """End it and return its exit code.

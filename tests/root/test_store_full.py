@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.faults.stores import take_room
 from collector.query import Queries, Search
 from collector.store import Store
 from tests.collector.stored import NOW_NS, many
@@ -34,7 +35,7 @@ def test_a_full_disk_is_told_once_counted_and_left(small_disk: Path) -> None:
         store.submit(many(100))
         assert store.flush()
         sent += 200
-        filler.write_bytes(bytes(_free(small_disk)))
+        take_room(filler)
         until = time.monotonic() + 6
         first = 1_000
         while time.monotonic() < until:
@@ -63,14 +64,6 @@ def test_a_full_disk_is_told_once_counted_and_left(small_disk: Path) -> None:
         assert store.losses()["store_corrupt"] == 0
     finally:
         store.close()
-
-
-def _free(disk: Path) -> int:
-    found = subprocess.run(
-        ["stat", "-f", "-c", "%a %S", str(disk)], check=True, capture_output=True, text=True
-    )
-    blocks, size = map(int, found.stdout.split())
-    return blocks * size
 
 
 def _stored(store: Store) -> set[int]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import socket
 import ssl
 import subprocess
 import threading
@@ -25,6 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
+from bench.processes import free_port as free_port
 from tracer.export_grpc import METHOD, METRICS_METHOD
 
 METRICS_PATH = "/v1/metrics"
@@ -103,12 +103,6 @@ def numbers(body: bytes) -> list[int]:
         for scope in group.scope_spans
         for span in scope.spans
     ]
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return int(sock.getsockname()[1])
 
 
 @dataclass(frozen=True)
