@@ -99,6 +99,7 @@ __noinline int send_defer(struct io *io)
 		return 0;
 	pending.sk = io->sk;
 	pending.start_ns = io->start_ns;
+	pending.msg = io->msg;
 	c = conn_of(io->sk, io->ino);
 	key = io->pid_tgid;
 	if (bpf_map_update_elem(&pending_sends, &key, &pending, BPF_ANY)) {

@@ -10,6 +10,10 @@
 
 #define IO_IOVECS 16 /* iovecs fetched at once */
 
+#ifndef IO_READ_IOVECS
+#define IO_READ_IOVECS bpf_probe_read_user /* as the application gave them */
+#endif
+
 #ifndef WINDOW_FRESH
 #define WINDOW_FRESH WINDOW /* tests on the host take fewer bytes at once */
 #define RESYNC 1	    /* and may leave a lost stream lost */
@@ -54,7 +58,7 @@ struct io {
 	__u64 start_ns; /* when the bytes began to move */
 	__u64 end_ns;	/* when they had moved; equal unless the send was deferred */
 	__u64 pid_tgid;
-	__u64 iov; /* user address of the next iovec to fetch */
+	__u64 iov; /* address of the next iovec to fetch, for IO_READ_IOVECS */
 	__u64 seg; /* what is left of the current piece: user address, length */
 	__u64 seg_len;
 	__u64 left;	/* bytes of this I/O not yet presented */
@@ -74,6 +78,7 @@ struct io {
 	__u32 handed_over;  /* records, on this CPU */
 	long ret;	    /* IO_NONE: the call's result; IO_MANY: how many messages */
 	__u64 vector;	    /* IO_MANY: user address of the messages */
+	__u64 msg;	    /* fentry: address of the struct msghdr */
 	struct cause cause; /* what link_call() found */
 	struct user_iovec batch[IO_IOVECS];
 	struct window win;
@@ -114,7 +119,7 @@ static __always_inline int io_fetch(struct io *io)
 	asm volatile("" : "+r"(n)); /* of which nothing is known but what follows */
 	if (n > IO_IOVECS)
 		n = IO_IOVECS;
-	if (bpf_probe_read_user(io->batch, n * sizeof(struct user_iovec), (void *)io->iov))
+	if (IO_READ_IOVECS(io->batch, n * sizeof(struct user_iovec), (void *)io->iov))
 		return -1;
 	io->iov += n * sizeof(struct user_iovec);
 	io->iov_left -= n;

@@ -26,6 +26,7 @@
 #define MSG_TRUNC 0x20
 #define MSG_ERRQUEUE 0x2000
 #define MSG_FASTOPEN 0x20000000
+#define RECEIVED_ELSEWHERE (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) /* no bytes of the stream go */
 #define SOCK_DONE 1 /* bit of skc_flags: the peer's FIN has come */
 #define RCV_SHUTDOWN 1
 #define SEND_SHUTDOWN 2
@@ -218,6 +219,37 @@ struct sock {
 struct socket {
 	struct file *file;
 	struct sock *sk;
+};
+
+struct socket_alloc {
+	struct socket socket;
+	struct inode vfs_inode;
+};
+
+struct iovec;
+
+struct iov_iter {
+	__u8 iter_type;
+	unsigned long iov_offset;
+	const struct iovec *__iov;
+	void *ubuf;
+	unsigned long count;
+	unsigned long nr_segs;
+};
+
+/* renamed in Linux 6.4 */
+struct iov_iter___before_6_4 {
+	const struct iovec *iov;
+};
+
+enum iter_type {
+	ITER_UBUF,
+	ITER_IOVEC,
+};
+
+struct msghdr {
+	struct iov_iter msg_iter;
+	unsigned int msg_flags;
 };
 
 struct tcp_sock {

@@ -91,16 +91,20 @@ static __always_inline int closing(const struct pt_regs *regs)
 	return 0;
 }
 
+static __always_inline void unix_shut_down(__u64 sk, __u64 ino)
+{
+	struct conn *c = conn_of(sk, ino);
+
+	if (c)
+		end_sending(c, sk, bpf_ktime_get_ns());
+}
+
 static __always_inline int shutting_down(const struct pt_regs *regs)
 {
 	struct io *io = io_get();
-	struct conn *c;
 
-	if (!io || !ARG2(regs) || !sock_of_fd(io, ARG1(regs)) || io->is_tcp)
-		return 0;
-	c = conn_of(io->sk, io->ino);
-	if (c)
-		end_sending(c, io->sk, bpf_ktime_get_ns());
+	if (io && ARG2(regs) && sock_of_fd(io, ARG1(regs)) && !io->is_tcp)
+		unix_shut_down(io->sk, io->ino);
 	return 0;
 }
 

@@ -132,6 +132,7 @@ struct {
 struct pending_send {
 	__u64 sk;
 	__u64 start_ns;
+	__u64 msg; /* fentry: struct msghdr *, until the send returns */
 };
 
 struct {

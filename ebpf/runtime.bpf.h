@@ -255,27 +255,27 @@ static __always_inline int jvm_marks(const struct pt_regs *regs)
 
 /* ---- CPython ---------------------------------------------------------------------------- */
 
-/* A socket is accepted: the contexts made in this turn belong to it. */
-static __always_inline int accepted(long fd)
+/* The thread that accepts a socket, if that can tell something: nothing is accepted yet. */
+static __always_inline struct thread *accepting(void)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u32 tgid = pid_tgid >> 32;
 	struct runtime *runtime = cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
 	struct thread *thread;
-	struct io *io;
 
 	if (!runtime || runtime->kind != RUNTIME_CPYTHON)
-		return 0;
+		return NULL;
 	thread = thread_make((__u32)pid_tgid);
-	if (!thread)
-		return 0;
-	thread->accepted = 0;
-	io = io_get();
-	if (fd < 0 || !io || !sock_of_fd(io, fd))
-		return 0;
+	if (thread)
+		thread->accepted = 0;
+	return thread;
+}
+
+/* A socket is accepted: the contexts made in this turn belong to it. */
+static __always_inline void accepted(struct thread *thread, const struct io *io)
+{
 	thread->accepted = io->sk;
 	thread->accepted_ino = io->ino;
-	return 0;
 }
 
 /*

@@ -39,34 +39,11 @@ static __always_inline __u64 task_cgroups(void)
 						    : 0;
 }
 
-/*
- * The sock behind a descriptor of the current task, if it is a TCP or Unix stream socket;
- * sets io->sk, ino and is_tcp. Returns 0 otherwise.
- */
-static __always_inline int sock_of_fd(struct io *io, __u32 fd)
+/* Is this a TCP or Unix stream socket? Sets io->sk and is_tcp then; returns 0 otherwise. */
+static __always_inline int sock_is_stream(struct io *io, void *sk)
 {
-	void *task = (void *)bpf_get_current_task();
-	struct files_struct *files = LOAD(struct task_struct, task, files);
-	struct fdtable *fdt = LOAD(struct files_struct, files, fdt);
-	struct file **slot = LOAD(struct fdtable, fdt, fd);
-	struct socket *socket;
-	struct inode *inode;
-	struct file *file;
-	struct sock *sk;
 	__u16 family;
 
-	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()) || task_is_32_bit(task))
-		return 0;
-	if (fd >= LOAD(struct fdtable, fdt, max_fds))
-		return 0;
-	file = load_pointer(slot + fd);
-	if (!file)
-		return 0;
-	inode = LOAD(struct file, file, f_inode);
-	if ((LOAD(struct inode, inode, i_mode) & S_IFMT) != S_IFSOCK)
-		return 0;
-	socket = LOAD(struct file, file, private_data);
-	sk = LOAD(struct socket, socket, sk);
 	if (!sk || LOAD(struct sock, sk, sk_type) != SOCK_STREAM)
 		return 0;
 	family = LOAD(struct sock, sk, __sk_common.skc_family);
@@ -80,8 +57,49 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 		return 0;
 	}
 	io->sk = (__u64)sk;
+	return 1;
+}
+
+/*
+ * The sock behind a descriptor of the current task, if it is a TCP or Unix stream socket;
+ * sets io->sk, ino and is_tcp. Returns 0 otherwise.
+ */
+static __always_inline int sock_of_fd(struct io *io, __u32 fd)
+{
+	void *task = (void *)bpf_get_current_task();
+	struct files_struct *files = LOAD(struct task_struct, task, files);
+	struct fdtable *fdt = LOAD(struct files_struct, files, fdt);
+	struct file **slot = LOAD(struct fdtable, fdt, fd);
+	struct socket *socket;
+	struct inode *inode;
+	struct file *file;
+
+	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()) || task_is_32_bit(task))
+		return 0;
+	if (fd >= LOAD(struct fdtable, fdt, max_fds))
+		return 0;
+	file = load_pointer(slot + fd);
+	if (!file)
+		return 0;
+	inode = LOAD(struct file, file, f_inode);
+	if ((LOAD(struct inode, inode, i_mode) & S_IFMT) != S_IFSOCK)
+		return 0;
+	socket = LOAD(struct file, file, private_data);
+	if (!sock_is_stream(io, LOAD(struct socket, socket, sk)))
+		return 0;
 	io->file = (__u64)file;
 	io->ino = LOAD(struct inode, inode, i_ino);
+	return 1;
+}
+
+/* As sock_of_fd(), of a struct socket. */
+static __always_inline int sock_of_socket(struct io *io, void *socket)
+{
+	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()))
+		return 0;
+	if (!socket || !sock_is_stream(io, LOAD(struct socket, socket, sk)))
+		return 0;
+	io->ino = LOAD(struct socket_alloc, socket, vfs_inode.i_ino);
 	return 1;
 }
 

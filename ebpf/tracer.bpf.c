@@ -11,9 +11,7 @@
  * Sees what applications ask for and not what drivers do. sendfile and splice are seen by
  * number only; io_uring not at all, but the sequence numbers tell afterwards that bytes went by.
  */
-#include "conn.bpf.h"
-#include "life.bpf.h"
-#include "runtime.bpf.h"
+#include "hook.bpf.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
@@ -39,20 +37,8 @@ static __always_inline struct io *io_begin(__u32 fd, __u8 tx, __u8 early)
 
 	if (!io || !sock_of_fd(io, fd))
 		return NULL;
-	io->start_ns = io->end_ns = bpf_ktime_get_ns();
-	io->pid_tgid = bpf_get_current_pid_tgid();
-	io->tx = tx;
-	io->early = early;
+	io_stamp(io, tx, early);
 	return io;
-}
-
-/* `done` bytes have moved already: where in the stream did they begin? */
-static __always_inline void io_place(struct io *io, long done)
-{
-	if (!io->is_tcp)
-		io->seq = 0;
-	else
-		io->seq = (io->tx ? sock_write_seq(io) : sock_copied_seq(io)) - (__u32)done;
 }
 
 static __always_inline int read_msghdr(struct user_msghdr *msg, __u64 at)
@@ -136,41 +122,21 @@ static __always_inline enum io_op send_message(const struct pt_regs *regs)
 
 /* ---- exits of sends: only those noted at their entry ---------------------------------- */
 
-/* The pending send of this thread, if any: its io with times and socket set. */
-static __always_inline struct io *send_resume(const struct pt_regs *regs)
+/* The pending send of this thread, if it is the one that returns. */
+static __always_inline struct io *send_returns(const struct pt_regs *regs)
 {
-	__u64 key = bpf_get_current_pid_tgid(), sk;
-	struct pending_send *pending;
-	struct conn *c;
-	struct io *io;
+	struct io *io = send_resume();
+	__u64 sk;
 
-	if (!pending_hints[key & 1023])
-		return NULL;
-	pending = bpf_map_lookup_elem(&pending_sends, &key);
-	if (!pending)
-		return NULL;
-	io = io_get();
 	if (!io)
 		return NULL;
-	io->start_ns = pending->start_ns;
-	sk = pending->sk;
-	bpf_map_delete_elem(&pending_sends, &key);
-	__sync_fetch_and_add(&pending_hints[key & 1023], -1);
-	c = bpf_map_lookup_elem(&conns, &sk);
-	if (c && c->deferred)
-		c->deferred--;
-	if (!sock_of_fd(io, ARG1(regs)) || io->sk != sk)
-		return NULL;
-	io->end_ns = bpf_ktime_get_ns();
-	io->pid_tgid = key;
-	io->tx = 1;
-	io->early = 0;
-	return io;
+	sk = io->sk;
+	return sock_of_fd(io, ARG1(regs)) && io->sk == sk ? io : NULL;
 }
 
 static __always_inline enum io_op sent_single(const struct pt_regs *regs, long ret)
 {
-	struct io *io = send_resume(regs);
+	struct io *io = send_returns(regs);
 
 	if (!io || ret <= 0)
 		return IO_DONE;
@@ -181,7 +147,7 @@ static __always_inline enum io_op sent_single(const struct pt_regs *regs, long r
 
 static __always_inline enum io_op sent_vector(const struct pt_regs *regs, long ret, int msghdr)
 {
-	struct io *io = send_resume(regs);
+	struct io *io = send_returns(regs);
 	__u64 iov, iovlen;
 
 	if (!io || ret <= 0)
@@ -206,9 +172,7 @@ static __always_inline enum io_op sent_vector(const struct pt_regs *regs, long r
 
 static __always_inline enum io_op unseen(struct io *io, long ret)
 {
-	io->gone = 0;
-	io->left = ret;
-	io_place(io, ret);
+	io_unseen(io, ret);
 	return IO_UNSEEN;
 }
 
@@ -236,8 +200,6 @@ static __always_inline enum io_op spliced(const struct pt_regs *regs, long ret)
 }
 
 /* ---- receives ------------------------------------------------------------------------ */
-
-#define RECEIVED_ELSEWHERE (MSG_PEEK | MSG_OOB | MSG_ERRQUEUE) /* no bytes of the stream go */
 
 static __always_inline enum io_op received_single(const struct pt_regs *regs, long ret, __u64 flags)
 {
@@ -317,6 +279,15 @@ static __always_inline enum io_op connecting(const struct pt_regs *regs)
 	return io ? IO_CONNECT : IO_DONE;
 }
 
+static __always_inline void accepted_fd(long fd)
+{
+	struct thread *thread = accepting();
+	struct io *io = io_get();
+
+	if (thread && io && fd >= 0 && sock_of_fd(io, fd))
+		accepted(thread, io);
+}
+
 /* ---- the hooks ------------------------------------------------------------------------- */
 
 static __always_inline enum io_op entered(const struct pt_regs *regs, long nr)
@@ -385,7 +356,7 @@ static __always_inline enum io_op left(const struct pt_regs *regs, long ret)
 		break;
 	case NR_ACCEPT:
 	case NR_ACCEPT4:
-		accepted(ret);
+		accepted_fd(ret);
 		break;
 	}
 	return IO_DONE;

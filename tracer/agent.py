@@ -33,8 +33,8 @@ from tracer.export_config import ExportConfig
 from tracer.flows import Reassembler
 from tracer.governor import Governor, Look
 from tracer.instance import InstanceLock
-from tracer.kernel import memory, privileges
-from tracer.kernel.loader import Filters, Kernel, Settings
+from tracer.kernel import hooks, memory, privileges
+from tracer.kernel.loader import Filters, Settings
 from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
 from tracer.metrics import Metrics
@@ -122,16 +122,16 @@ class Agent:
             self._exporter = Exporter(config)
             stack.callback(self._exporter.close, 0.0)
 
-        kernel = Kernel(
-            installed.object_path(),
+        kernel, self._hooks = hooks.load(
+            options.hooks,
             _filters(options),
             Settings(
                 ring_bytes=options.ring_bytes,
                 max_connections=options.max_connections,
                 knobs={"cfg_link": 1},
             ),
+            say,
         )
-        kernel.load()
         self._kernel = status.KernelView(kernel)
         stack.callback(self._kernel.close)
         self._loaded = kernel
@@ -401,7 +401,7 @@ class Agent:
     def _banner(self) -> None:
         attached = sum(program.attached for program in self._kernel.programs())
         what = " ".join(filter_flags(self._options)) or "this whole host"
-        say(f"{attached} programs attached, tracing {what}")
+        say(f"{attached} programs attached ({self._hooks}), tracing {what}")
         if "CAP_SYS_PTRACE" not in privileges.held():
             say(
                 "without CAP_SYS_PTRACE processes of other users can't be looked into: what their "

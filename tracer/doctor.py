@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TextIO
 
 from tracer.errors import WirespanError
+from tracer.kernel import hooks
+from tracer.kernel.filters import Filters
 from tracer.kernel.layout import read_object
 from tracer.kernel.preflight import Result, Status, System, examine
 
+_WITHOUT_FENTRY = "as of hooks above", "report it, with that file"
 _WIDTH = max(len(status) for status in Status)
 
 
@@ -33,7 +36,7 @@ def doctor(object_path: Path, as_json: bool, out: TextIO, system: System | None 
     results += examine(system)
     results.append(_import())
     if all(result.status is Status.OK for result in results if result.required):
-        results.append(_trial(object_path))
+        results.append(_trial())
     works = all(result.status is Status.OK for result in results if result.required)
     if as_json:
         json.dump({"works": works, "checks": [asdict(r) for r in results]}, out, indent=2)
@@ -75,13 +78,14 @@ def _import() -> Result:
     return Result("pylibbpf", Status.OK, True, f"version {pylibbpf.__version__}", "", "")
 
 
-def _trial(object_path: Path) -> Result:
+def _trial() -> Result:
     # Here, so that a missing pylibbpf is a finding and not a traceback.
-    from tracer.kernel.loader import Kernel
+    from tracer.kernel.loader import Settings
 
+    said: list[str] = []
     try:
-        with Kernel(object_path) as kernel:
-            kernel.load()
+        kernel, by = hooks.load("auto", Filters(), Settings(), said.append)
+        with kernel:
             programs = kernel.programs()
             size = sum(found.bytes for found in kernel.maps())
     except WirespanError as error:
@@ -89,7 +93,10 @@ def _trial(object_path: Path) -> Result:
     # As the loader tells them apart: a bare program type names no hook.
     attach = sum("/" in program.hook for program in programs)
     seen = (
-        f"all {len(programs)} load: {attach} that `wirespan run` attaches, the others are called"
-        f" by these or follow single processes; their maps take {size / (1 << 20):.1f} MiB"
+        f"all {len(programs)} load ({by}): {attach} that `wirespan run` attaches, the others are"
+        f" called by these or follow single processes; their maps take {size / (1 << 20):.1f} MiB"
     )
+    if said:
+        seen = f"{seen}; {said[0]}"
+        return Result("programs", Status.LIMITED, False, seen, *_WITHOUT_FENTRY)
     return Result("programs", Status.OK, True, seen, "", "")

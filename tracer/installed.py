@@ -11,6 +11,8 @@ from tracer.errors import WirespanError
 # Of the distribution too, by pyproject.toml. Asking its metadata would take 3 MB, for that is mail.
 VERSION = "0.1.0"
 OBJECT = Path(__file__).parent / "objects" / "tracer.bpf.o"
+# By where their programs are hooked in.
+_OBJECTS = {"tracepoint": OBJECT, "fentry": OBJECT.with_name("fentry.bpf.o")}
 
 
 def version() -> str:
@@ -18,14 +20,15 @@ def version() -> str:
     return VERSION
 
 
-def object_path() -> Path:
-    """Where the eBPF object is; raises WirespanError where it was not built."""
-    if not OBJECT.is_file():
+def object_path(hooks: str = "tracepoint") -> Path:
+    """Where the eBPF object of some hooks is; raises WirespanError where it was not built."""
+    path = _OBJECTS[hooks]
+    if not path.is_file():
         raise WirespanError(
-            f"cannot load programs: {OBJECT} does not exist",
+            f"cannot load programs: {path} does not exist",
             "in a clone, build it: make build",
         )
-    return OBJECT
+    return path
 
 
 def command() -> str:

@@ -58,6 +58,7 @@ KERNEL: Mapping[str, Loss] = {
 USER: Mapping[str, Loss] = {
     loss.name: loss
     for loss in (
+        Loss("hook_missed", "a program was not run, for it ran on that CPU already: what passed"),
         Loss("reader_full", "a record found no room between ring and span maker: one span less"),
         Loss("feed_failed", "a record was in a batch that could not be made into spans"),
         Loss("unknown_record", "a record of a kind, protocol or side this version doesn't know"),

@@ -68,6 +68,7 @@ class RunOptions:
     socket: str
     duration_s: float | None
     program_stats: bool
+    hooks: str
     user: str = ""
     keep: tuple[str, ...] = ()
 
@@ -275,6 +276,12 @@ def _add_run(commands: Any) -> None:
     control = run.add_argument_group("control")
     _add_socket(control)
     control.add_argument(
+        "--hooks", choices=("auto", "tracepoint", "fentry"), default="auto",
+        help="where programs are hooked in: at system calls (tracepoint), or in functions of the "
+        "kernel (fentry: cheaper for the rest of the host, and io_uring is seen); auto: fentry "
+        "where the kernel has it, see `wirespan doctor` (default: auto)",
+    )  # fmt: skip
+    control.add_argument(
         "--program-stats", action="store_true",
         help="have the kernel count and time the runs of each program, for `wirespan status`; "
         "costs some 20 ns a run",
@@ -445,6 +452,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         socket=found.control_socket,
         duration_s=found.duration,
         program_stats=found.program_stats,
+        hooks=found.hooks,
         user=found.user or "",
         keep=tuple(found.keep_capability),
     )

@@ -55,6 +55,7 @@ class KernelView:
             for name, value in self._kernel.counts().items()
         }
         self._losses = {KERNEL[name].name: value for name, value in self._kernel.losses().items()}
+        self._losses["hook_missed"] = self._kernel.missed()
         self._ring_fill = self._kernel.ring.fill()
 
     def refresh(self) -> None:

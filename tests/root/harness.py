@@ -400,6 +400,11 @@ class Tracer:
             stub = control_pb2_grpc.ControlStub(channel)
             return stub.Status(control_pb2.StatusRequest(), timeout=DEADLINE)
 
+    def hooks(self) -> str:
+        """Where its programs are: "tracepoint" or "fentry"."""
+        hooked = {program.hook.partition("/")[0] for program in self.status().programs}
+        return "fentry" if "fentry" in hooked else "tracepoint"
+
     def losses(self) -> Counter[str]:
         """Every loss counter above zero, by name."""
         return Counter({loss.name: loss.value for loss in self.status().losses if loss.value})

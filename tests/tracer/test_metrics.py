@@ -223,7 +223,8 @@ def test_a_receiver_that_is_down_costs_no_measurement(preference: str) -> None:
     spans = batch([Row(0)] * 3, SHAPES)
     settings = {
         "OTEL_EXPORTER_OTLP_METRICS_TEMPORALITY_PREFERENCE": preference,
-        "OTEL_METRIC_EXPORT_TIMEOUT": "60",
+        # Long enough for a busy machine to answer: what is sent twice counts twice.
+        "OTEL_METRIC_EXPORT_TIMEOUT": "600",
     }
     with exporting(Backend(Receiver(), port), "http/protobuf", **settings) as m:
         end = time.monotonic() + DEADLINE

@@ -253,6 +253,10 @@ class Kernel:
             )
         return result
 
+    def missed(self) -> int:
+        """Return how often a program was not run where it should have been."""
+        return sum(sys.program_info(fd).missed for fd in self._fds.values())
+
     def program_fd(self, name: str) -> int:
         """Return the fd of a loaded program; it stays ours."""
         return self._fds[name[:_KERNEL_NAME]]

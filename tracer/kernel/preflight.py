@@ -21,7 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tracer.errors import KernelError
-from tracer.kernel import sys
+from tracer.kernel import hooks, sys
 from tracer.kernel.btf import Object
 from tracer.kernel.filters import cgroup2_mounts
 
@@ -81,6 +81,7 @@ class System:
     verdict: Callable[[bytes], str] = sys.program_verdict
     page_bytes: int = mmap.PAGESIZE
     host_pid_namespace: int = HOST_PID_NAMESPACE  # its inode number
+    fentry_refusal: Callable[[], int] = sys.fentry_refusal
 
     def path(self, *parts: str) -> Path:
         return self.root.joinpath(*parts)
@@ -288,6 +289,13 @@ def _typed_hooks(system: System) -> Finding:
     return _ok(", ".join(wanted))
 
 
+def _fentry(system: System) -> Finding:
+    if not _may_load(system):
+        return _unknown("needs the rights above to be tried")
+    why = hooks.lacking(system.root, system.fentry_refusal)
+    return _limited(why) if why else _ok("in kernel functions (fentry)")
+
+
 def _lockdown(system: System) -> Finding:
     try:
         text = system.read("sys/kernel/security/lockdown")
@@ -442,6 +450,13 @@ CHECKS = (
         "processes go by other numbers here than in the kernel: no names, and the tracer "
         "would trace itself",
         "start the container with the host's pid namespace (--pid=host, hostPID: true)",
+    ),
+    Check(
+        "hooks",
+        False,
+        _fentry,
+        "all system calls of the host pass a program, and what io_uring moves is not seen",
+        "use Linux 6.3 or later with CONFIG_FUNCTION_TRACER=y; before 6.16, with preempt=voluntary",
     ),
     Check("helpers", False, _helpers, "the programs may not load", "use a newer kernel"),
     Check(

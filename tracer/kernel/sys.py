@@ -34,6 +34,8 @@ _ENABLE_STATS = 32
 MAP_TYPE_ARRAY = 2
 MAP_TYPE_RINGBUF = 27
 PROG_TYPE_TRACEPOINT = 5
+_PROG_TYPE_TRACING = 26
+_TRACE_FENTRY = 24  # enum bpf_attach_type
 _TRACE_UPROBE_MULTI = 48  # enum bpf_attach_type
 _UPROBE_MULTI_RETURN = 1
 
@@ -81,6 +83,7 @@ class ProgramInfo:
     name: str  # at most 15 characters
     run_ns: int
     run_count: int
+    missed: int  # runs left out, for the program was running on that CPU already
 
 
 @cache
@@ -180,14 +183,37 @@ def program_verdict(instructions: bytes, kind: int = PROG_TYPE_TRACEPOINT) -> st
     return ""
 
 
+def fentry_refusal() -> int:
+    """Offer the kernel an fentry program that doesn't say where it is to go; returns the errno.
+
+    That is EINVAL where such programs may be loaded.
+    """
+    code = ctypes.create_string_buffer(bytes.fromhex("b7000000000000009500000000000000"), 16)
+    license_text = ctypes.create_string_buffer(b"GPL")
+    attributes = _packed(
+        "=IIQQ44xI",
+        _PROG_TYPE_TRACING,
+        2,
+        ctypes.addressof(code),
+        ctypes.addressof(license_text),
+        _TRACE_FENTRY,
+    )
+    try:
+        os.close(_bpf(_PROG_LOAD, attributes))
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 def program_info(fd: int) -> ProgramInfo:
     """Describe the program behind `fd`; raises OSError (EINVAL where it is none)."""
     info = ctypes.create_string_buffer(_INFO_BYTES)
     _bpf(_OBJ_GET_INFO_BY_FD, _packed("=IIQ", fd, len(info), ctypes.addressof(info)))
     kind, number = struct.unpack_from("=II", info, 0)
     name = info.raw[64 : 64 + _NAME_BYTES].split(b"\0")[0].decode("ascii", "replace")
-    run_ns, run_count = struct.unpack_from("=QQ", info, 192)
-    return ProgramInfo(number, _PROGRAM_TYPES.get(kind, f"type {kind}"), name, run_ns, run_count)
+    run_ns, run_count, missed = struct.unpack_from("=QQQ", info, 192)
+    kind_name = _PROGRAM_TYPES.get(kind, f"type {kind}")
+    return ProgramInfo(number, kind_name, name, run_ns, run_count, missed)
 
 
 def map_type_name(kind: int) -> str:

@@ -14,6 +14,7 @@ import pytest
 
 from tests.root.compile import compile_bpf
 from tracer.errors import KernelError
+from tracer.kernel import hooks
 from tracer.kernel.layout import read_object
 from tracer.kernel.preflight import CHECKS, Result, Status, System, examine, preflight
 
@@ -53,7 +54,8 @@ def host(tmp_path: Path) -> Path:
     (root / "proc/self/ns/pid").write_text("")
     (root / "proc/config.gz").write_bytes(gzip.compress(CONFIG))
     (root / "sys/kernel/btf").mkdir(parents=True)
-    (root / "sys/kernel/btf/vmlinux").write_bytes(b"\0btf_trace_sched_switch\0")
+    known = "\0".join(["btf_trace_sched_switch", *hooks.names()])
+    (root / "sys/kernel/btf/vmlinux").write_bytes(f"\0{known}\0".encode())
     for event in EVENTS:
         (root / "sys/kernel/tracing/events/syscalls" / event).mkdir(parents=True)
         (root / "sys/kernel/tracing/events/syscalls" / event / "id").write_text("1\n")
@@ -63,7 +65,8 @@ def host(tmp_path: Path) -> Path:
 @pytest.fixture
 def system(host: Path) -> System:
     number = (host / "proc/self/ns/pid").stat().st_ino
-    return System(host, read_object(compile_bpf("writer")), null, lambda _: "", 4096, number)
+    written = read_object(compile_bpf("writer"))
+    return System(host, written, null, lambda _: "", 4096, number, lambda: errno.EINVAL)
 
 
 def results(system: System) -> dict[str, Result]:
@@ -76,6 +79,15 @@ def test_a_host_that_can_trace(system: System) -> None:
     assert {result.name for result in found.values() if result.status is not Status.OK} == set()
     assert all(not result.consequence and not result.remedy for result in found.values())
     assert found["events"].seen == "all 2 events"
+
+
+def test_without_fentry_it_says_what_follows(system: System) -> None:
+    refusing = dataclasses.replace(system, fentry_refusal=lambda: errno.EPERM)
+    preflight(refusing)
+    found = results(refusing)["hooks"]
+    assert found.status is Status.LIMITED and not found.required
+    assert found.seen == "this kernel refuses fentry programs"
+    assert "io_uring" in found.consequence
 
 
 def no_btf(host: Path) -> None:
