@@ -82,7 +82,7 @@ def run(program: Path, sink: Sink, rounds: int, calls: int, say: Say) -> dict[st
             say(f"round {number + 1}/{rounds} {way}")
             with _tracing(way, program, sink, empty_object):
                 for kind in KINDS:
-                    samples.setdefault((way, kind), []).append(_measure(program, kind, calls))
+                    samples.setdefault((way, kind), []).append(measure(program, kind, calls))
     sink.collect(0)
     return {kind: _call({way: samples[way, kind] for way in WAYS}) for kind in KINDS}
 
@@ -116,7 +116,7 @@ def _tracing(way: str, program: Path, sink: Sink, empty_object: Path) -> Iterato
         yield
 
 
-def _measure(program: Path, kind: str, calls: int) -> float:
+def measure(program: Path, kind: str, calls: int) -> float:
     """Return the least of a few repeats: what the others have more is not the calls'."""
     with Child([program, kind, str(calls), str(REPEATS)]) as child:
         child.finish(120.0)

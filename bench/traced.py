@@ -71,7 +71,8 @@ class Tracer(Child):
     """The tracer of this whole host, attached when the constructor returns.
 
     endpoint: where spans go by OTLP/gRPC, "" for nowhere; within: a command that runs the
-    command given behind it, in the same process; env: added to this process's environment.
+    command given behind it, in the same process; env: added to this process's environment;
+    limit_s: how long it may take until it is attached.
     started_unix_ns: when it was started; ready_s: how long it took until it was attached.
     """
 
@@ -81,6 +82,7 @@ class Tracer(Child):
         *arguments: str,
         within: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
+        limit_s: float = 60.0,
     ) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="wirespan-bench-")
         base = Path(self._directory.name)
@@ -100,7 +102,7 @@ class Tracer(Child):
             },
         )
         try:
-            self.wait_for(ready.exists, "it is attached", 60.0)
+            self.wait_for(ready.exists, "it is attached", limit_s)
         except BaseException:
             self.stop()
             raise

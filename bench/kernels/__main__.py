@@ -14,7 +14,6 @@ from bench.processes import BenchError, ended_by_signals
 from tracer.installed import version
 
 PAGE = Path("docs/reference/kernels.md")
-Entry = tuple[str, images.Image | None, guest.Answer | str]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(options.kernel) - set(names):
         parser.error(f"no such kernel: {', '.join(sorted(unknown))}")
     chosen, tests = options.kernel or names, not options.load_only
-    answers: list[Entry] = []
+    answers: list[page.Entry] = []
     arm = None
     try:
         with ended_by_signals():
@@ -60,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(good) else 1
 
 
-def _ask(source: images.Source, tests: bool) -> Entry:
+def _ask(source: images.Source, tests: bool) -> page.Entry:
     image = None
     try:
         image = images.fetch(source, _say)

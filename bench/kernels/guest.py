@@ -18,18 +18,19 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from bench.kernels.images import Image
 from bench.processes import BenchError
+from tracer.kernel.hooks import CHOICES
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "build" / "kernels"
 HERE = "host"  # this machine's own kernel, as people choose it
-SLOW = 6  # how many times longer than here anything may take in a guest
+SLOW = 10  # how many times longer than here anything may take in a guest
 CPUS, MEMORY = 1, "4G"
-LOAD_S, TESTS_S = 300, 900  # what a guest may take: to boot and load, and for the tests
+LOAD_S, TESTS_S = 300, 2400  # what a guest may take: to boot and load, and for the tests
 
 # This machine's files once more, cached: without, a program and its libraries are read anew at
 # each start, and each look at a file makes another inode of it, which no uprobe is on.
@@ -65,9 +66,13 @@ elif [ {log} -nt {out}/release ]; then
 fi
 sync
 """
+# By each kind of hooks that the kernel has; then what they cost.
 _TESTS = """
-    .venv/bin/python -m pytest -v -p no:cacheprovider -m kernels --durations=0 \
-        --junitxml={out}/junit.xml {files} >{out}/pytest.txt 2>&1"""
+    for hooks in $(.venv/bin/python -m bench.kernels.cost); do
+        WIRESPAN_TEST_HOOKS=$hooks .venv/bin/python -m pytest -v -p no:cacheprovider -m kernels \
+            --durations=0 --junitxml={out}/$hooks.xml {files} >{out}/$hooks.txt 2>&1
+    done
+    .venv/bin/python -m bench.kernels.cost {out}/cost.json 2>{out}/cost.txt"""
 _LOG = "/var/log/wirespan/load.log"
 
 
@@ -75,8 +80,9 @@ _LOG = "/var/log/wirespan/load.log"
 class Answer:
     """What one kernel came to.
 
-    checks: doctor's, by name; tests: by module and name, "" where it passed, else why not;
-    late: the tests did not all end in time; seconds: all of it; date: when it began.
+    checks: doctor's, by name; tests: by hooks, module and name, "" where it passed, else why not;
+    late: the tests did not all end in time; seconds: all of it; date: when it began; costs: as
+    bench.kernels.cost measured them, by way and measure.
     """
 
     release: str
@@ -86,6 +92,12 @@ class Answer:
     late: bool = False
     seconds: float = 0.0
     date: str = ""
+    costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    @property
+    def hooks(self) -> list[str]:
+        """Those that tests have run by."""
+        return list(dict.fromkeys(name.partition(" ")[0] for name in self.tests))
 
     @property
     def good(self) -> bool:
@@ -156,7 +168,7 @@ def _run(argv: list[str], out: Path, tests: bool, limit_s: int) -> Answer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     found = answer(out)
-    late = tests and found.works and not found.tests
+    late = tests and found.works and not found.costs
     found = replace(found, late=late, seconds=time.monotonic() - begun, date=date)
     (out / "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
     return found
@@ -178,17 +190,23 @@ def answer(out: Path) -> Answer:
     except (OSError, ValueError):
         raise BenchError(f"the guest did not come up: {out / 'console'}") from None
     checks = {check["name"]: check for check in doctor["checks"]}
-    return Answer(release, doctor["works"], checks, _outcomes(out / "junit.xml"))
+    tests: dict[str, str] = {}
+    for hooks in CHOICES:
+        tests |= _outcomes(out / f"{hooks}.xml", hooks)
+    with contextlib.suppress(FileNotFoundError):
+        costs = json.loads((out / "cost.json").read_text(encoding="utf-8"))
+        return Answer(release, doctor["works"], checks, tests, costs=costs)
+    return Answer(release, doctor["works"], checks, tests)
 
 
-def _outcomes(path: Path) -> dict[str, str]:
+def _outcomes(path: Path, hooks: str) -> dict[str, str]:
     if not path.exists() or not path.stat().st_size:
         return {}
     outcomes: dict[str, str] = {}
     for case in ET.parse(path).iter("testcase"):
         bad = next((part for part in case if part.tag in ("failure", "error", "skipped")), None)
         why = (bad.get("message") or bad.tag).strip().splitlines() if bad is not None else []
-        name = f"{case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
+        name = f"{hooks} {case.get('classname', '').rpartition('.')[2]}::{case.get('name')}"
         # A test whose teardown fails is there twice.
         outcomes[name] = outcomes.get(name) or (why[0][:160] if why else "")
     return outcomes

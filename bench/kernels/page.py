@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.kernels.cost import MEASURES
 from bench.kernels.guest import SLOW, Answer
 from bench.kernels.images import Image
 from bench.markdown import paragraphs
 
 TITLE = "# Kernels"
+Entry = tuple[str, Image | None, Answer | str]
 # What the tests show, by how their names begin.
 CORE = {
     "HTTP/1 (nginx, curl)": "test_http1_servers::test_nginx_and_curl_elsewhere",
@@ -25,14 +27,19 @@ CORE = {
 
 def page(
     wirespan: str,
-    answers: Sequence[tuple[str, Image | None, Answer | str]],
+    answers: Sequence[Entry],
     arm: tuple[Image | None, Mapping[str, Any] | str] | None = None,
 ) -> str:
     """Write the page. answers: name, image (None: the kernel of this machine) and what came of it,
     in words where nothing did; arm: the same of 64-bit Arm, None: it wasn't tried."""
     rows = []
     words = []
-    found = {name: answer for name, _, answer in answers if isinstance(answer, Answer)}
+    found = {
+        f"{name}, {hooks}" if hooks else name: (answer, hooks)
+        for name, _, answer in answers
+        if isinstance(answer, Answer)
+        for hooks in answer.hooks or [""]
+    }
     for name, image, answer in answers:
         where = (
             f"Debian {image.source.suite}, {image.version}" if image else "this machine, no guest"
@@ -41,24 +48,31 @@ def page(
             rows.append((name, where, "-", "no answer", "-", "-", "-"))
             words.append(f"- **{name}**: {answer}")
             continue
-        passed = sum(not why for why in answer.tests.values())
-        tests = f"{passed} of {len(answer.tests)}" if answer.tests else "not run"
+        tests = ", ".join(_passed(answer, hooks) for hooks in answer.hooks) or "not run"
         works = "yes" if answer.works else "**no**"
         took = f"{answer.seconds:.0f} s"
         rows.append((name, where, answer.release, works, tests, took, answer.date))
         words += _words(name, answer)
     head = ("kernel", "from", "release", "programs load", "tests passed", "all took", "run")
-    core = [(what, *(_cell(a, begins) for a in found.values())) for what, begins in CORE.items()]
+    core = [
+        (what, *(_cell(*each, begins) for each in found.values())) for what, begins in CORE.items()
+    ]
     return (
         paragraphs(
             TITLE,
             f"Written by `make kernels`, wirespan {wirespan}. Each kernel but this "
             "machine's own boots in an emulated guest that shares this machine's files; `wirespan "
             "doctor` loads the programs there, and where it can, the root tests marked `kernels` "
-            f"run: the same ones, given {SLOW} times as long in a guest and nothing else.",
+            f"run: the same ones, given {SLOW} times as long in a guest and nothing else, by each "
+            "kind of hooks that the kernel has (`wirespan run --hooks`).",
             _table(head, rows),
             "## What works",
             _table(("", *found), core),
+            "## What hooks cost",
+            "One run each, one after the other (`python -m bench.kernels.cost`). "
+            "In a guest they are nanoseconds of an emulated processor, to be compared with each "
+            "other only.",
+            _costs(answers),
             "## What is missing, and why",
             "\n".join(words) or "Nothing.",
             "## 64-bit Arm",
@@ -76,9 +90,24 @@ def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _cell(answer: Answer, begins: str) -> str:
-    """What the tests with such names came to."""
-    whys = [why for name, why in answer.tests.items() if name.startswith(begins)]
+def _passed(answer: Answer, hooks: str) -> str:
+    whys = [why for name, why in answer.tests.items() if name.startswith(f"{hooks} ")]
+    return f"{sum(not why for why in whys)} of {len(whys)} by {hooks}"
+
+
+def _costs(answers: Sequence[Entry]) -> str:
+    rows = [
+        (name, way, *(f"{measured[key]:,.0f}" if key in measured else "-" for key in MEASURES))
+        for name, _, answer in answers
+        if isinstance(answer, Answer)
+        for way, measured in answer.costs.items()
+    ]
+    return _table(("kernel", "hooks", *MEASURES.values()), rows) if rows else "Not measured."
+
+
+def _cell(answer: Answer, hooks: str, begins: str) -> str:
+    """What the tests with such names came to, by some hooks."""
+    whys = [why for name, why in answer.tests.items() if name.startswith(f"{hooks} {begins}")]
     if not whys:
         return "not run" if answer.works else "**no**"
     return "**no**" if any(whys) else "yes"

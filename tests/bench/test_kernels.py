@@ -27,28 +27,38 @@ def left(out: Path, works: bool) -> Path:
     bad = {**check, "name": "helpers", "status": "limited", "seen": "none", "consequence": "slow"}
     (out / "release").write_text("6.1.0-test\n")
     (out / "doctor.json").write_text(json.dumps({"works": works, "checks": [check, bad]}))
-    (out / "junit.xml").write_text(JUNIT)
+    (out / "tracepoint.xml").write_text(JUNIT)
+    (out / "fentry.xml").write_text(JUNIT.replace("failure", "properties"))
+    (out / "cost.json").write_text('{"untraced": {"zero": 1234.5}, "fentry": {"programs": 2.0}}')
     return out
 
 
 def test_answer_and_page(tmp_path: Path) -> None:
     found = guest.answer(left(tmp_path, True))
     assert found.works and found.release == "6.1.0-test"
-    assert found.tests == {"test_grpc::test_a": "", "test_mysql::test_b[x]": "assert 1 == 2"}
+    assert found.tests == {
+        "tracepoint test_grpc::test_a": "",
+        "tracepoint test_mysql::test_b[x]": "assert 1 == 2",
+        "fentry test_grpc::test_a": "",
+        "fentry test_mysql::test_b[x]": "",
+    }
+    assert found.hooks == ["tracepoint", "fentry"]
     assert not found.good
     image = images.Image(images.SOURCES[1], found.release, "6.1.1-1", tmp_path / "vmlinuz")
     late = replace(found, tests={}, late=True, seconds=1200.4, date="today")
     text = page.page(
         "0.1", [("6.1", image, found), ("newest", None, "no boot"), ("host", None, late)]
     )
-    assert "| 6.1 | Debian bookworm, 6.1.1-1 | 6.1.0-test | yes | 1 of 2 | 0 s |  |" in text
+    passed = "1 of 2 by tracepoint, 2 of 2 by fentry"
+    assert f"| 6.1 | Debian bookworm, 6.1.1-1 | 6.1.0-test | yes | {passed} | 0 s |  |" in text
     assert "| host | this machine, no guest | 6.1.0-test | yes | not run | 1200 s | today |" in text
-    assert "|  | 6.1 | host |" in text
-    assert "| gRPC | yes | not run |" in text
-    assert "| MySQL | **no** | not run |" in text
-    assert "| linking by thread | not run | not run |" in text
+    assert "|  | 6.1, tracepoint | 6.1, fentry | host |" in text
+    assert "| gRPC | yes | yes | not run |" in text
+    assert "| MySQL | **no** | yes | not run |" in text
+    assert "| linking by thread | not run | not run | not run |" in text
+    assert "| 6.1 | untraced | 1,234 | - | - | - |\n| 6.1 | fentry | - | - | - | 2 |" in text
     assert "- **6.1**, helpers: none; slow" in text
-    assert "- **6.1**, `test_mysql::test_b[x]`: assert 1 == 2" in text
+    assert "- **6.1**, `tracepoint test_mysql::test_b[x]`: assert 1 == 2" in text
     assert "- **newest**: no boot" in text
     assert "- **host**: the tests did not end in time" in text
 

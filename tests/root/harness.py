@@ -38,6 +38,7 @@ WIRESPAN = ROOT / ".venv" / "bin" / "wirespan"
 
 # How many times longer than usual anything may take: emulated processors are slow.
 SLOW = float(os.environ.get("WIRESPAN_TEST_SLOW", "1"))
+HOOKS = os.environ.get("WIRESPAN_TEST_HOOKS", "auto")
 DEADLINE = 15.0 * SLOW  # seconds that anything asynchronous is given
 CLIENT, SERVER = "CLIENT", "SERVER"
 PORT_KEYS = ("server.port", "client.port", "network.peer.port", "network.local.port")
@@ -281,6 +282,7 @@ class Tracer:
         self.ready_file = directory / "ready"
         self.control = directory / "control.sock"
         self.argv = [*wirespan_command(), "run", "--output", "json", "--store", "none"]
+        self.argv += ["--hooks", HOOKS]
         # Tests count every span while the spans of all are printed: that costs more than a core.
         self.argv += ["--max-cpu", "none"]
         # And they ask whether exchanges are read rightly, not how soon a busy machine lets them be:
