@@ -108,7 +108,7 @@ def pipelined(scene: Scene) -> None:
 
 def forking(scene: Scene) -> None:
     backend = scene.backend()
-    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}", exact=True)
     load = scene.load(processes=512, connections=1, per_connection=4, rate=1500)
     scene.run_for(scene.seconds, load)
     made = load.end()
@@ -133,7 +133,7 @@ def _program(scene: Scene, *words: str) -> Made:
 
 def exec_midway(scene: Scene) -> None:
     backend = scene.backend()
-    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}", exact=True)
     load = scene.load()
     made = _program(scene, "exec", "200" if scene.short else "3000")
     steady = load.end()

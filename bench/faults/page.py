@@ -55,7 +55,9 @@ def page(outcomes: Sequence[Outcome], machine: Machine) -> str:
             "backend accepted. *Requests* is what the load made, *failed* those that got no "
             "response, *spans* those that arrived, *lost* all of the tracer's own counters of "
             "losses that are not 0 (see [losses](losses.md)). Each fault can be run by its name, "
-            "so each row has its own date; *short* rows are of the pass that `make test` makes."
+            "so each row has its own date; *short* rows are of the pass that `make test` makes. "
+            "Where every exchange is to have its spans the tracer runs without a cap on its CPU "
+            "time."
         ),
         f"- {machine.cpu}, {machine.cores} cores, {machine.kernel}\n"
         f"- nginx {machine.nginx}, Python {machine.python}",

@@ -144,13 +144,17 @@ class Scene:
         self,
         endpoint: str,
         *arguments: str,
+        exact: bool = False,
         within: Sequence[str] = (),
         env: Mapping[str, str] | None = None,
     ) -> Tracer:
-        """A tracer of nginx's port, attached."""
-        tracer = Tracer(
-            endpoint, "--port", str(self.nginx.port), *arguments, within=within, env=env
-        )
+        """A tracer of nginx's port, attached.
+
+        exact: every span is to come, so it may take what CPU time the machine makes it need.
+        """
+        words = ["--port", str(self.nginx.port), *arguments]
+        words += ["--max-cpu", "none"] if exact else []
+        tracer = Tracer(endpoint, *words, within=within, env=env)
         return self._stack.enter_context(tracer)
 
     def load(self, **options: Any) -> Load:
@@ -210,9 +214,17 @@ class Scene:
         self.figure("slowest request", f"{slowest:.0f} ms")
         self.check(f"none took {most_ms / 1000:g} s", slowest < most_ms, f"{slowest:.0f} ms")
 
-    def seen(self, backend: Backend, made: Made) -> Seen:
-        """The spans of a load that a backend accepted, which are taken out of it."""
-        seen = count(backend.bodies(), made.prefix, len(made))
+    def seen(self, backend: Backend, made: Made, *, once: bool = False) -> Seen:
+        """The spans of a load that a backend accepted, which are taken out of it.
+
+        once: a request that came again to the byte counts once.
+        """
+        bodies = backend.bodies()
+        if once:
+            came = list(bodies)
+            bodies = iter(dict.fromkeys(came))
+            self.figure(f"{backend.protocol}: came again", len(came) - len(set(came)))
+        seen = count(bodies, made.prefix, len(made))
         self.outcome.spans += seen.spans
         return seen
 

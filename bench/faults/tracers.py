@@ -44,7 +44,7 @@ def killed(scene: Scene) -> None:
     backend = scene.backend()
     endpoint = f"http://127.0.0.1:{backend.port}"
     pins = set(PINS.rglob("*"))
-    first = scene.tracer(endpoint)
+    first = scene.tracer(endpoint, exact=True)
     load = scene.load()
     scene.run_for(scene.seconds, load)
     held = _ids(first.pid)
@@ -57,7 +57,7 @@ def killed(scene: Scene) -> None:
     scene.check("no program, map or link is left behind", _left(held) == 0, _left(held))
     scene.check("no pin is left behind", set(PINS.rglob("*")) <= pins)
     scene.run_for(1.0, load)
-    second = scene.tracer(endpoint)
+    second = scene.tracer(endpoint, exact=True)
     ready_ns = time.monotonic_ns()
     scene.run_for(scene.seconds, load)
     made = load.end()
@@ -115,7 +115,7 @@ def ring(scene: Scene) -> None:
 
 def descriptors(scene: Scene) -> None:
     backend = scene.backend()
-    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}")
+    tracer = scene.tracer(f"http://127.0.0.1:{backend.port}", exact=True)
     load = scene.load()
     scene.run_for(1.0, load)
     limits = resource.prlimit(tracer.pid, resource.RLIMIT_NOFILE)
@@ -161,6 +161,7 @@ def clock(scene: Scene) -> None:
     shim = compile_c("clock", "-shared", "-fPIC")
     tracer = scene.tracer(
         f"http://127.0.0.1:{backend.port}",
+        exact=True,
         env={"LD_PRELOAD": str(shim), "WIRESPAN_CLOCK_FILE": str(page)},
     )
     offset_ns = time.time_ns() - time.monotonic_ns()

@@ -73,17 +73,19 @@ def test_a_load_counts_what_fails(tmp_path: Path) -> None:
 def test_a_backend_keeps_what_it_accepted(mode: Mode) -> None:
     backend = Backend(HTTP)
     backend.mode = mode
+    one, four = (body(*(f"/fault/{n:08}" for n in range(count))) for count in (1, 4))
     try:
-        for path in ("traces", "metrics"):
+        for path, sent in (("traces", one), ("metrics", one), ("traces", four)):
             url = f"http://127.0.0.1:{backend.port}/v1/{path}"
             with contextlib.suppress(urllib.error.HTTPError):
-                urllib.request.urlopen(url, body("/fault/00000000"), 10).close()
+                urllib.request.urlopen(url, sent, 10).close()
         kept = list(backend.bodies())
     finally:
         backend.close()
-    assert backend.requests == 1, "metrics are no spans"
-    assert kept == ([] if mode is Mode.REJECT else [body("/fault/00000000")])
-    assert backend.rejected == (PARTLY_REJECTED if mode is Mode.PARTIAL else 0)
+    assert backend.requests == 2, "metrics are no spans"
+    assert kept == ([] if mode is Mode.REJECT else [one, four])
+    # It can't refuse more than came.
+    assert backend.rejected == (1 + PARTLY_REJECTED if mode is Mode.PARTIAL else 0)
 
 
 def test_the_page_keeps_what_it_had(tmp_path: Path) -> None:
