@@ -19,6 +19,7 @@ from urllib.parse import quote, urlencode
 
 from collector.explain import explain
 from collector.waterfall import listing, waterfall
+from tracer import option_values as values
 from tracer.errors import UsageError, WirespanError
 
 DEFAULT_ADDRESS = "127.0.0.1:16686"
@@ -81,7 +82,7 @@ def add_commands(commands: Any, formatter: Any = argparse.RawDescriptionHelpForm
     for parser, command in ((traces, LIST), (show, SHOW), (why, EXPLAIN)):
         parser.add_argument(
             "--query-address", metavar="HOST:PORT", type=_address,
-            default=os.environ.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
+            default=values.FromVariable.get(ADDRESS_VARIABLE) or DEFAULT_ADDRESS,
             help="of the query API of the tracer or collector that runs "
             f"(default: {DEFAULT_ADDRESS}, or {ADDRESS_VARIABLE})",
         )  # fmt: skip
@@ -197,9 +198,8 @@ def _split(words: Sequence[str]) -> list[str]:
 def _address(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not host or not colon or not port.isdecimal() or not 0 < int(port) <= 65_535:
-        raise UsageError(
-            f"--query-address: {text!r} is not HOST:PORT", f"for example {DEFAULT_ADDRESS}"
-        )
+        name = values.named("--query-address", text)
+        raise UsageError(f"{name}: {text!r} is not HOST:PORT", f"for example {DEFAULT_ADDRESS}")
     return text
 
 

@@ -212,6 +212,9 @@ def _span(raw: bytes, scope: bytes, resource: Resource, decoded: Decoded) -> Non
     if start_ns > MAX_TIME_NS or end_ns > MAX_TIME_NS:
         decoded.reject("a time lies beyond the year 2262")
         return
+    if end_ns < start_ns:
+        decoded.reject("a span ends before it starts")
+        return
     status = message.status
     decoded.spans.append(
         Span(

@@ -32,6 +32,7 @@ from collector.address import Address
 from collector.collector import BusyError, Taken
 from tracer import descriptors
 from tracer.errors import UsageError, WirespanError
+from tracer.export_tls import CERTIFICATE, KEY, mistaken
 
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_PENDING_BYTES = 64 << 20
@@ -192,8 +193,14 @@ def server_context(tls: Tls) -> ssl.SSLContext:
             context.verify_mode = ssl.CERT_REQUIRED
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        files = ", ".join(filter(None, (tls.certificate, tls.key, tls.client_ca)))
-        raise UsageError(f"cannot use {files}: {reason}", "they must be PEM files") from None
+        files = [
+            ("--tls-certificate", tls.certificate, CERTIFICATE),
+            ("--tls-key", tls.key, KEY),
+            ("--tls-client-ca", tls.client_ca, CERTIFICATE),
+        ]
+        paths = ", ".join(path for _, path, _ in files if path)
+        wrong = UsageError(f"cannot use {paths}: {reason}", "they must be PEM files")
+        raise (mistaken(files) or wrong) from None
     return context
 
 

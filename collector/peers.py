@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from collector.forward import Forwarder
 from collector.intake import Tls
+from tracer.errors import UsageError
 from tracer.export_config import ExportConfig, Limits
 
 QUEUE_BYTES = 32 << 20
@@ -32,16 +33,22 @@ def connect(
     peers: dict[str, Forwarder] = {}
     for endpoint in endpoints:
         secure = mutual if endpoint.startswith("https:") else None
-        config = ExportConfig.from_environment(
-            {},
-            endpoint=endpoint,
-            protocol="grpc",
-            headers=headers,
-            timeout=TIMEOUT_MS,
-            certificate=secure.client_ca if secure else None,
-            client_key=secure.key if secure else None,
-            client_certificate=secure.certificate if secure else None,
-            limits=LIMITS,
-        )
+        try:
+            config = ExportConfig.from_environment(
+                {},
+                endpoint=endpoint,
+                protocol="grpc",
+                headers=headers,
+                timeout=TIMEOUT_MS,
+                certificate=secure.client_ca if secure else None,
+                client_key=secure.key if secure else None,
+                client_certificate=secure.certificate if secure else None,
+                limits=LIMITS,
+            )
+        except UsageError:  # the rest of it was checked as our own
+            raise UsageError(
+                f"--peer: {endpoint!r} is not a gRPC endpoint",
+                "write http://HOST:PORT, or https://HOST:PORT",
+            ) from None
         peers[endpoint] = Forwarder(config, queue_bytes=QUEUE_BYTES)
     return peers

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 from collector.options import DEFAULT_QUERY
 from proto.wirespan.v1 import control_pb2
-from tracer import installed, render, status
+from tracer import installed, metrics, render, status
 from tracer.clock import unix_offset_ns
 from tracer.contexts import Announced, Contexts
 from tracer.control import Control, ControlServer
@@ -37,7 +37,6 @@ from tracer.kernel import hooks, memory, privileges
 from tracer.kernel.loader import Filters, Settings
 from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
-from tracer.metrics import Metrics
 from tracer.monitor import Gauges, Monitor
 from tracer.options import RunOptions, environment
 from tracer.pipeline import Pipeline
@@ -113,6 +112,13 @@ class Agent:
                 "give --otlp-endpoint, for example http://HOST:4317",
             )
 
+        if options.red_metrics and not metrics.wanted(environ):
+            raise UsageError(
+                "--red-metrics on: metrics are exported to nobody",
+                "give --otlp-endpoint, for example http://HOST:4317, and no "
+                "OTEL_METRICS_EXPORTER=none",
+            )
+
         lock = InstanceLock(options.socket)
         lock.acquire()
         stack.callback(lock.release)
@@ -176,8 +182,12 @@ class Agent:
         sinks: list[Sink] = [self._hub]
         sinks += [sink for sink in (self._exporter, self._output, self._store) if sink]
         self._monitor = Monitor(self._counts, self._losses, self._gauges)
-        self._metrics = Metrics.make(
-            environ, self._monitor, Resource(tracer_attributes(environ)), options.red_metrics, say
+        self._metrics = metrics.Metrics.make(
+            environ,
+            self._monitor,
+            Resource(tracer_attributes(environ)),
+            options.red_metrics is not False,
+            say,
         )
         meter = self._metrics.meter if self._metrics else None
         if meter and self._exporter:

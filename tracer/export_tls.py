@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ssl
+from collections.abc import Sequence
 from pathlib import Path
 
 from tracer.errors import UsageError
 from tracer.export_config import ExportConfig
+
+CERTIFICATE, KEY = "certificate", "private key"
+_BEGINS = {CERTIFICATE: b"-----BEGIN CERTIFICATE-----", KEY: b" PRIVATE KEY-----"}
+_OWN, _OWN_KEY = "OTLP client certificate", "OTLP client key"
 
 
 def client_context(config: ExportConfig) -> ssl.SSLContext:
@@ -17,15 +23,42 @@ def client_context(config: ExportConfig) -> ssl.SSLContext:
     try:
         context = ssl.create_default_context(cafile=config.certificate)
     except ssl.SSLError as error:
-        raise _not_pem(config.certificate, "certificates", error) from None
+        trusted = [("OTLP certificate", config.certificate or "", CERTIFICATE)]
+        raise (mistaken(trusted) or _not_pem(config.certificate, "certificates", error)) from None
     if config.client_certificate is not None:
         try:
             # An encrypted key must not ask on the terminal for its password.
             context.load_cert_chain(config.client_certificate, config.client_key, lambda: "")
         except (ssl.SSLError, ValueError) as error:
-            files = f"{config.client_certificate}, {config.client_key}"
-            raise _not_pem(files, "a certificate and its unencrypted key", error) from None
+            key = config.client_key or config.client_certificate
+            files = f"{config.client_certificate}, {key}"
+            own = [(_OWN, config.client_certificate, CERTIFICATE), (_OWN_KEY, key, KEY)]
+            raise (
+                mistaken(own) or _not_pem(files, "a certificate and its unencrypted key", error)
+            ) from None
     return context
+
+
+def mistaken(files: Sequence[tuple[str, str, str]]) -> UsageError | None:
+    """Say which file holds the other of certificate and key; None where that is not what is wrong.
+
+    files: who names it, its path, and what it should hold.
+    """
+    wrong = []
+    for name, path, wanted in files:
+        held: set[str] = set()
+        with contextlib.suppress(OSError):
+            content = Path(path).read_bytes()
+            held = {what for what, begin in _BEGINS.items() if begin in content}
+        if held and wanted not in held:
+            wrong.append((name, path, wanted, held.pop()))
+    if not wrong:
+        return None
+    name, path, wanted, other = wrong[0]
+    hint = f"name its {wanted}"
+    if {each[2] for each in wrong} == {CERTIFICATE, KEY}:
+        hint = f"{name} and {wrong[1][0]} are swapped"
+    return UsageError(f"{name}: {path} holds a {other} and no {wanted}", hint)
 
 
 def read(path: str) -> bytes:

@@ -40,6 +40,11 @@ KEYS: Mapping[str, str] = {
     "path": "url.path",
     "route": "http.route",
 }
+# Those that are numbers: nothing else could be equal to them.
+NUMBERS: Mapping[str, str] = {
+    "process.pid": "pid=1234",
+    "http.response.status_code": "status=404",
+}
 PEER: Mapping[int, str] = {KIND_SERVER: "client.address", KIND_CLIENT: "server.address"}
 KINDS: Mapping[int, str] = {KIND_SERVER: "server", KIND_CLIENT: "client"}
 UNITS_NS: Mapping[str, int] = {"ns": 1, "us": 1_000, "ms": 1_000_000, "s": 1_000_000_000}
@@ -113,6 +118,10 @@ def _term(word: str) -> Term:
         number = float(value)
     elif op in (">", ">=", "<", "<="):
         raise UsageError(f"filter: {word!r}: {value!r} is not a number", f"{op} compares numbers")
+    elif key in NUMBERS and op in ("=", "!="):
+        raise UsageError(
+            f"filter: {word!r}: {value!r} is not a number", f"write for example {NUMBERS[key]}"
+        )
     if key == "kind" and value.lower() not in KINDS.values():
         raise UsageError(f"filter: {word!r}: no such kind", "the kinds are client and server")
     return Term(key, op, value, number)

@@ -28,6 +28,30 @@ MIN_STORE_BYTES, MAX_STORE_BYTES = 16 * 1024**2, 1024**4
 MIN_STORE_S, MAX_STORE_S = 60, 3_650 * 86_400
 
 
+class FromVariable(str):
+    """A default that a variable of the environment gives: what is wrong with it is the variable's.
+
+    argparse reads it as it reads what follows an option.
+    """
+
+    variable: str
+
+    @classmethod
+    def get(cls, variable: str) -> FromVariable | None:
+        """Return the variable's value; None where there is none."""
+        value = os.environ.get(variable)
+        if not value:
+            return None
+        found = cls(value)
+        found.variable = variable
+        return found
+
+
+def named(option: str, text: str) -> str:
+    """Say where `text` comes from: the option's name, or a variable's."""
+    return text.variable if isinstance(text, FromVariable) else option
+
+
 def whole(option: str, least: int, most: int, what: str) -> Callable[[str], int]:
     """A whole number from `least` to `most`."""
 
@@ -182,11 +206,12 @@ def header(text: str) -> str:
 
 def socket(text: str) -> str:
     """The path of a Unix socket."""
+    name = named("--control-socket", text)
     if not text:
-        raise UsageError("--control-socket: the value is empty", "give a path")
+        raise UsageError(f"{name}: the value is empty", "give a path")
     if len(os.fsencode(text)) > MAX_SOCKET_PATH:
         raise UsageError(
-            f"--control-socket: the path is longer than {MAX_SOCKET_PATH} bytes",
+            f"{name}: the path is longer than {MAX_SOCKET_PATH} bytes",
             "the kernel takes no longer name for a Unix socket",
         )
     return text

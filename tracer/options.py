@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -42,7 +41,8 @@ class RunOptions:
     otlp: by the last part of OTEL_EXPORTER_OTLP_... in lower case, what stands above the
         environment; in the form of the variable.
     downstream: whether a `wirespan collect` behind the endpoint joins hosts.
-    red_metrics: whether rate, errors and durations of what is traced are exported.
+    red_metrics: whether rate, errors and durations of what is traced are exported; None: where
+        metrics are.
     sample: None: as the environment says. keep_slower_ns: 0 for none.
     user: whom to become; "" for nobody else. keep: capabilities that stay besides those that
         tracing takes.
@@ -59,7 +59,7 @@ class RunOptions:
     sql: str
     otlp: tuple[tuple[str, str], ...]
     downstream: bool
-    red_metrics: bool
+    red_metrics: bool | None
     sample: Policy | None
     keep_errors: bool
     keep_slower_ns: int
@@ -235,7 +235,7 @@ def _add_run(commands: Any) -> None:
     _add_otlp(run, ", OTEL_RESOURCE_ATTRIBUTES and OTEL_METRICS_EXPORTER")
     metrics = run.add_argument_group("metrics")
     metrics.add_argument(
-        "--red-metrics", choices=("on", "off"), default="on",
+        "--red-metrics", choices=("on", "off"),
         help="rate, errors and durations of every exchange, by service, route and status and by "
         "pair of services, to the OTLP endpoint (default: on; OTEL_METRICS_EXPORTER=none: no "
         "metrics at all)",
@@ -420,7 +420,7 @@ def _add_doctor(commands: Any) -> None:
 def _add_socket(parser: Any) -> None:
     parser.add_argument(
         "--control-socket", metavar="PATH", type=values.socket,
-        default=os.environ.get(SOCKET_VARIABLE) or DEFAULT_SOCKET,
+        default=values.FromVariable.get(SOCKET_VARIABLE) or DEFAULT_SOCKET,
         help=f"Unix socket of the tracer's control service (default: {DEFAULT_SOCKET}, "
         f"or {SOCKET_VARIABLE})",
     )  # fmt: skip
@@ -443,7 +443,7 @@ def _run_options(found: argparse.Namespace) -> RunOptions:
         sql=found.sql,
         otlp=_otlp_flags(found),
         downstream=found.stitch == "collector",
-        red_metrics=found.red_metrics == "on",
+        red_metrics=found.red_metrics and found.red_metrics == "on",
         sample=found.sample,
         keep_errors=found.keep_errors,
         keep_slower_ns=found.keep_slower,

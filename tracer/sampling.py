@@ -138,8 +138,10 @@ class Sampler:
 
     def words(self) -> str:
         """Write what is in force now."""
-        now = f" (now one in {1 << self._rate.level})" if self._rate else ""
-        return self.policy.words() + now
+        if not self._rate:
+            return self.policy.words()
+        level = self._rate.level
+        return f"{self.policy.words()} (now {f'one in {1 << level}' if level else 'all of them'})"
 
     def marks(self, batch: SpanBatch) -> U8:
         """Return what spans that come from the kernel say of their traces, (n,)."""

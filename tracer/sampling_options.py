@@ -77,8 +77,8 @@ def add_arguments(run: argparse.ArgumentParser) -> None:
 
     group.add_argument(
         "--max-cpu", metavar="CORES", type=cores, default=DEFAULT_CORES,
-        help="CPU time that the tracer may use: traces are let go whole where that would not do; "
-        f"none: as much as it takes (default: {DEFAULT_CORES:g})",
+        help=f"CPU time that the tracer may use, {MIN_CORES:g} or more: traces are let go whole "
+        f"where that would not do; none: as much as it takes (default: {DEFAULT_CORES:g})",
     )  # fmt: skip
 
 

@@ -60,15 +60,16 @@ def test_bad_json(body: bytes) -> None:
 
 
 def test_invalid_spans_are_refused_one_by_one() -> None:
-    good, bad = message(1, 2), [message(1, 3) for _ in range(5)]
+    good, bad = message(1, 2), [message(1, 3) for _ in range(6)]
     bad[0].trace_id = b"short"
     bad[1].span_id = bytes(8)
     bad[2].parent_span_id = b"x"
     bad[3].start_time_unix_nano = 1 << 63
     bad[4].name = "x" * MAX_SPAN_BYTES
+    bad[5].end_time_unix_nano = bad[5].start_time_unix_nano - 1
     result = Decoder().decode(request([*bad, good]))
     assert [span.span_id for span in result.spans] == [ident(2)]
-    assert result.rejected == 5
+    assert result.rejected == 6
     assert result.reason
 
 

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import http.client
 import json
+import re
 import resource
 import socket
 import time
@@ -30,7 +31,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from collector.address import Address
 from collector.collector import Collector, Settings
 from collector.decode import MalformedError
-from collector.intake import Intake, IntakeConfig, Tls
+from collector.intake import Intake, IntakeConfig, Tls, server_context
 from collector.intake_http import TooLargeError, unpack
 from collector.limits import Limits
 from tests.collector.otlp_messages import Keep, message, request
@@ -379,6 +380,20 @@ def test_many_at_once() -> None:
             statuses = list(pool.map(lambda body: run.post(body)[0], bodies))
         assert set(statuses) == {200}
         run.wait(200)
+
+
+def test_a_certificate_and_its_key_are_told_apart(tmp_path: Path) -> None:
+    pem = Pem.make(tmp_path, "localhost")
+    certificate, key = str(pem.certificate), str(pem.key)
+    for tls, told, hint in (
+        (Tls(key, certificate), f"--tls-certificate: {key} holds a private key", "are swapped"),
+        (Tls(certificate, certificate), f"--tls-key: {certificate} holds a certificate", "name"),
+        (Tls(certificate, key, key), f"--tls-client-ca: {key} holds a private key", "name"),
+        (Tls(certificate, str(tmp_path / "none")), "No such file", "PEM"),
+    ):
+        with pytest.raises(UsageError, match=re.escape(told)) as wrong:
+            server_context(tls)
+        assert hint in wrong.value.hint
 
 
 def test_tls_and_client_certificates(tmp_path: Path) -> None:

@@ -86,12 +86,19 @@ def check_failure(done: subprocess.CompletedProcess[str], code: int, message: st
         (("run", "--control-socket", "/" + "x" * 200), "longer than 107 bytes"),
         (("run", "--store", "none", "--store-size", "1G"), "there is no store with --store none"),
         (("run", "--stitch", "collector"), "there is no OTLP endpoint"),
+        (("run", "--red-metrics", "on"), "--red-metrics on: metrics are exported to nobody"),
         (("trace", "xyz"), "'xyz' is not a trace id"),
         (("tail", "status"), "filter: 'status' is not a term"),
         (("tail", "duration>5"), "not a comparison with a duration"),
         (("tail", "kind=internal"), "no such kind"),
         (("tail", "status>=many"), "'many' is not a number"),
         (("tail", "name='GET"), "filter: No closing quotation"),
+        (("tail", "status=abc"), "filter: 'status=abc': 'abc' is not a number"),
+        (("tail", "pid!=nginx"), "filter: 'pid!=nginx': 'nginx' is not a number"),
+        (
+            ("collect", "--peer", "nowhere", "--otlp-endpoint", "http://[::1]:1"),
+            "--peer: 'nowhere'",
+        ),
     ],
 )
 def test_wrong_usage_is_one_line_and_exit_code_2(
@@ -102,6 +109,27 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
     check_failure(
         wirespan(arguments[0], *here, *arguments[1:]) if here else wirespan(*arguments), 2, message
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "variable", "value", "message"),
+    [
+        ("traces", "WIRESPAN_QUERY_ADDRESS", "here", "WIRESPAN_QUERY_ADDRESS: 'here' is not"),
+        ("status", "WIRESPAN_SOCKET", "/" + "x" * 200, "WIRESPAN_SOCKET: the path is longer"),
+    ],
+)
+def test_what_is_wrong_in_a_variable_is_called_so(
+    command: str, variable: str, value: str, message: str
+) -> None:
+    check_failure(wirespan(command, **{variable: value}), 2, message)
+
+
+def test_metrics_asked_for_and_turned_off(tmp_path: Path) -> None:
+    done = wirespan(
+        "run", "--red-metrics", "on", "--otlp-endpoint", "http://[::1]:1",
+        "--control-socket", str(tmp_path / "control.sock"), OTEL_METRICS_EXPORTER="none",
+    )  # fmt: skip
+    check_failure(done, 2, "--red-metrics on: metrics are exported to nobody")
 
 
 def test_endpoint_of_the_environment_is_checked(tmp_path: Path) -> None:
@@ -138,7 +166,13 @@ def test_help_needs_no_other_place(command: str) -> None:
 
 def test_help_of_run_states_defaults_and_variables() -> None:
     text = wirespan("run", "--help", COLUMNS="200").stdout
-    for word in ("default: 8M", "default: text", "default: mask", "OTEL_EXPORTER_OTLP_HEADERS"):
+    for word in (
+        "default: 8M",
+        "0.02 or more",
+        "default: text",
+        "default: mask",
+        "OTEL_EXPORTER_OTLP_HEADERS",
+    ):
         assert word in text
     for name in ("port", "exe", "pid", "cgroup"):
         assert f"--{name} " in text

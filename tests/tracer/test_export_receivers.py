@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ from tracer.errors import UsageError
 from tracer.export import Exporter, Transport, connect
 from tracer.export_config import ExportConfig, Limits, user_agent
 from tracer.export_reply import Reply, Verdict
+from tracer.export_tls import client_context
 from tracer.otlp import Encoder
 
 
@@ -81,6 +83,21 @@ def port(protocol: str, receiver: Receiver) -> Iterator[int]:
 def pems(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pem, Pem]:
     directory = tmp_path_factory.mktemp("pem")
     return Pem.make(directory, "receiver"), Pem.make(directory, "client")
+
+
+def test_a_certificate_and_its_key_are_told_apart(pems: tuple[Pem, Pem]) -> None:
+    trusted, own = pems
+    for chain, key, authority, message in (
+        (own.key, own.certificate, trusted.certificate, f"OTLP client certificate: {own.key} hol"),
+        (own.certificate, own.certificate, trusted.certificate, "OTLP client key: "),
+        (own.certificate, own.key, trusted.key, f"OTLP certificate: {trusted.key} holds a private"),
+    ):
+        config = ExportConfig.from_environment(
+            {}, endpoint="https://localhost:1", certificate=str(authority),
+            client_key=str(key), client_certificate=str(chain),
+        )  # fmt: skip
+        with pytest.raises(UsageError, match=re.escape(message)):
+            client_context(config)
 
 
 def retryable(protocol: str) -> Answer:

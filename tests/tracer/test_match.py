@@ -23,11 +23,12 @@ from tracer.spans import (
 WEB = Resource((("service.name", "web"), ("process.pid", 17)))
 API = Resource((("service.name", "api"), ("process.pid", 18)))
 STATUS, PATH, AGENT = "http.response.status_code", "url.path", "user_agent.original"
+SIZE = "http.response.body.size"
 
 SERVER = Shape(
     WEB, "GET /users/{id}", KIND_SERVER, 0, "",
     (("http.request.method", "GET"), ("client.address", "10.0.0.1"), ("ok", True)),
-    (IntColumn(STATUS, STATUS),),
+    (IntColumn(STATUS, STATUS), IntColumn(SIZE, SIZE)),
     (TextColumn(PATH, "", PATH), TextColumn(AGENT, "", AGENT)),
 )  # fmt: skip
 CLIENT = Shape(
@@ -59,7 +60,10 @@ def batch() -> SpanBatch:
         end_ns=start + np.array([5_000_000, 50_000_000, 500_000_000], dtype=np.uint64),
         shape=np.array([0, 0, 1], dtype=np.int32),
         shapes=[SERVER, CLIENT],
-        ints={STATUS: np.array([200, -1, 7], dtype=np.int64)},
+        ints={
+            STATUS: np.array([200, -1, 7], dtype=np.int64),
+            SIZE: np.array([9, -1, 7], dtype=np.int64),
+        },
         texts={
             PATH: texts(["/users/1", "/api/ü", "/api/v1?q=1"]),
             AGENT: texts(["curl/8", "", ""]),
@@ -95,8 +99,8 @@ def batch() -> SpanBatch:
         ("status<500", [0]),
         ("status~20", [0]),
         ("status!~20", [1, 2]),
-        ("status=ok", []),
-        ("status!=ok", [0, 1, 2]),
+        (f"{SIZE}=large", []),
+        (f"{SIZE}!=large", [0, 1, 2]),
         ("path=/users/1", [0]),
         ("path=/users", []),
         ("path!=/users/1", [1, 2]),

@@ -269,6 +269,14 @@ def test_a_level_changes_between_traces_and_never_within_one() -> None:
     assert set(kept.traces().values()) == {4}
 
 
+def test_what_a_rate_comes_to_is_said() -> None:
+    kept = Sampler(Policy(RATE, 10))
+    assert kept.words() == "rate=10 (now all of them)"
+    assert kept._rate
+    kept._rate.level = 3
+    assert kept.words() == "rate=10 (now one in 8)"
+
+
 def test_the_rate_falls_slowly_and_never_swings() -> None:
     rate = Rate(100)
     levels = []

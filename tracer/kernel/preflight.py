@@ -33,17 +33,14 @@ CAPABILITIES = {
     "CAP_PERFMON": 38,
     "CAP_BPF": 39,
 }
-# Helpers younger than the oldest kernel we mean to run on, and the release that has them.
+OLDEST_KERNEL = (5, 10)
+LAST_OLD_HELPER = 155  # bpf_redirect_peer, the last that this one has
+# Those younger that the programs use, and the release that has them.
 # Source: include/uapi/linux/bpf.h of each release.
 YOUNG_HELPERS = {
-    158: ("bpf_get_current_task_btf", "5.11"),
-    160: ("bpf_ktime_get_coarse_ns", "5.11"),
     164: ("bpf_for_each_map_elem", "5.13"),
-    175: ("bpf_task_pt_regs", "5.15"),
     181: ("bpf_loop", "5.17"),
-    182: ("bpf_strncmp", "5.17"),
 }
-OLDEST_KERNEL = (5, 10)
 # proc_ns.h: PROC_PID_INIT_INO, the host's own pid namespace.
 HOST_PID_NAMESPACE = 0xEFFFFFFC
 CONFIG_OPTIONS = (

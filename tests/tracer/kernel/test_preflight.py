@@ -13,10 +13,20 @@ from pathlib import Path
 import pytest
 
 from tests.root.compile import compile_bpf
+from tracer import installed
 from tracer.errors import KernelError
 from tracer.kernel import hooks
 from tracer.kernel.layout import read_object
-from tracer.kernel.preflight import CHECKS, Result, Status, System, examine, preflight
+from tracer.kernel.preflight import (
+    CHECKS,
+    LAST_OLD_HELPER,
+    YOUNG_HELPERS,
+    Result,
+    Status,
+    System,
+    examine,
+    preflight,
+)
 
 ALL_RIGHTS = (1 << 41) - 1
 CONFIG = b"#\nCONFIG_BPF_SYSCALL=y\nCONFIG_BPF_EVENTS=y\nCONFIG_BPF_JIT=y\n"
@@ -269,18 +279,23 @@ def test_typed_trace_points(system: System) -> None:
 @pytest.mark.parametrize(
     ("verdict", "status"),
     [
-        ("0: (85) call unknown#175\ninvalid func unknown#175", Status.LIMITED),
-        ("program of this type cannot use helper bpf_task_pt_regs#175", Status.LIMITED),
+        ("0: (85) call unknown#181\ninvalid func unknown#181", Status.LIMITED),
+        ("program of this type cannot use helper bpf_loop#181", Status.LIMITED),
         ("R1 type=scalar expected=ptr_", Status.OK),
         ("", Status.OK),
     ],
 )
 def test_helpers(system: System, verdict: str, status: Status) -> None:
-    wanted = Source({}, {1, 175})
+    wanted = Source({}, {1, 181})
     found = results(
         dataclasses.replace(system, object=wanted, verdict=lambda _: verdict)  # type: ignore[arg-type]
     )["helpers"]
-    assert found.status is status and "bpf_task_pt_regs" in found.seen
+    assert found.status is status and "bpf_loop" in found.seen
+
+
+def test_every_young_helper_of_the_programs_is_asked_for() -> None:
+    used = read_object(installed.object_path()).helpers
+    assert {number for number in used if number > LAST_OLD_HELPER} == set(YOUNG_HELPERS)
 
 
 def test_nothing_is_readable() -> None:
