@@ -28,32 +28,6 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 #define MSG(msg, field) LOAD(struct msghdr, msg, field)
 
-extern void bpf_preempt_disable(void) __ksym __weak;
-extern void bpf_preempt_enable(void) __ksym __weak;
-
-/* Global functions may be called with preemption disabled where the verifier has this field. */
-struct bpf_subprog_info {
-	__u8 might_sleep : 1;
-} __attribute__((preserve_access_index));
-
-/* A hook: `name##_held` runs with its CPU to itself. */
-#define HOOK(section, name)                                                                        \
-	static __always_inline void name##_held(__u64 *ctx);                                       \
-	SEC(section)                                                                               \
-	int name(__u64 *ctx)                                                                       \
-	{                                                                                          \
-		int hold = bpf_core_field_exists(((struct bpf_subprog_info *)0)->might_sleep) &&   \
-			   bpf_preempt_disable && bpf_preempt_enable;                              \
-                                                                                                   \
-		if (hold)                                                                          \
-			bpf_preempt_disable();                                                     \
-		name##_held(ctx);                                                                  \
-		if (hold)                                                                          \
-			bpf_preempt_enable();                                                      \
-		return 0;                                                                          \
-	}                                                                                          \
-	static __always_inline void name##_held(__u64 *ctx __attribute__((unused)))
-
 /* What a function returned: how many arguments lie before that depends on the kernel. */
 static __always_inline long result(__u64 *ctx)
 {
@@ -132,7 +106,7 @@ static __always_inline void moved(struct io *io, long n, int readable)
 /* ---- sends --------------------------------------------------------------------------- */
 
 /* struct socket *sock, struct msghdr *msg, int size */
-HOOK("fentry/security_socket_sendmsg", socket_send)
+HOOK("fentry/security_socket_sendmsg", socket_send, __u64 *ctx)
 {
 	void *msg = (void *)ctx[1];
 	__u32 flags = MSG(msg, msg_flags);
@@ -159,7 +133,7 @@ HOOK("fentry/security_socket_sendmsg", socket_send)
 }
 
 /* struct sock *sk, int ret, int flags */
-HOOK("raw_tp/sock_send_length", socket_sent)
+HOOK("raw_tp/sock_send_length", socket_sent, __u64 *ctx)
 {
 	void *sk = (void *)ctx[0];
 	int ret = ctx[1];
@@ -194,13 +168,13 @@ static __always_inline void received(void *socket, void *msg, __u32 flags, int r
 }
 
 /* struct sock *sk, struct msghdr *msg, size_t len, int flags, ... (since Linux 5.19) */
-HOOK("fexit/tcp_recvmsg", tcp_received)
+HOOK("fexit/tcp_recvmsg", tcp_received, __u64 *ctx)
 {
 	received(LOAD(struct sock, (void *)ctx[0], sk_socket), (void *)ctx[1], ctx[3], result(ctx));
 }
 
 /* struct socket *sock, struct msghdr *msg, size_t size, int flags */
-HOOK("fexit/unix_stream_recvmsg", unix_received)
+HOOK("fexit/unix_stream_recvmsg", unix_received, __u64 *ctx)
 {
 	received((void *)ctx[0], (void *)ctx[1], ctx[3], result(ctx));
 }
@@ -214,12 +188,12 @@ static __always_inline void spliced(void *socket, long ret)
 }
 
 /* struct socket *sock, loff_t *ppos, struct pipe_inode_info *pipe, size_t len, unsigned flags */
-HOOK("fexit/tcp_splice_read", tcp_spliced)
+HOOK("fexit/tcp_splice_read", tcp_spliced, __u64 *ctx)
 {
 	spliced((void *)ctx[0], result(ctx));
 }
 
-HOOK("fexit/unix_stream_splice_read", unix_spliced)
+HOOK("fexit/unix_stream_splice_read", unix_spliced, __u64 *ctx)
 {
 	spliced((void *)ctx[0], result(ctx));
 }
@@ -234,12 +208,12 @@ static __always_inline void connecting(void *socket)
 		link_connect(io);
 }
 
-HOOK("fentry/inet_stream_connect", inet_connect)
+HOOK("fentry/inet_stream_connect", inet_connect, __u64 *ctx)
 {
 	connecting((void *)ctx[0]);
 }
 
-HOOK("fentry/unix_stream_connect", unix_connect)
+HOOK("fentry/unix_stream_connect", unix_connect, __u64 *ctx)
 {
 	connecting((void *)ctx[0]);
 }
@@ -254,18 +228,18 @@ static __always_inline void accepted_socket(void *socket)
 }
 
 /* struct socket *sock, struct socket *newsock, which has a sock if that worked */
-HOOK("fexit/inet_accept", inet_accepted)
+HOOK("fexit/inet_accept", inet_accepted, __u64 *ctx)
 {
 	accepted_socket((void *)ctx[1]);
 }
 
-HOOK("fexit/unix_accept", unix_accepted)
+HOOK("fexit/unix_accept", unix_accepted, __u64 *ctx)
 {
 	accepted_socket((void *)ctx[1]);
 }
 
 /* The last reference is gone. */
-HOOK("fentry/unix_release", unix_released)
+HOOK("fentry/unix_release", unix_released, __u64 *ctx)
 {
 	struct io *io = io_get();
 
@@ -274,7 +248,7 @@ HOOK("fentry/unix_release", unix_released)
 }
 
 /* struct socket *sock, int mode: as shutdown(2) has it */
-HOOK("fentry/unix_shutdown", unix_shutting)
+HOOK("fentry/unix_shutdown", unix_shutting, __u64 *ctx)
 {
 	struct io *io = io_get();
 
@@ -284,30 +258,32 @@ HOOK("fentry/unix_shutdown", unix_shutting)
 
 /* ---- system calls that tell for whom something runs --------------------------------------- */
 
-HOOK("fentry/" SYSCALL("futex"), futexes)
+HOOK("fentry/" SYSCALL("futex"), futexes, __u64 *ctx)
 {
 	if (cfg_ready)
 		futex((const struct pt_regs *)ctx[0]);
 }
 
-HOOK("fentry/" SYSCALL("preadv"), marks_of_node)
+HOOK("fentry/" SYSCALL("preadv"), marks_of_node, __u64 *ctx)
 {
 	node_marks((const struct pt_regs *)ctx[0]);
 }
 
-HOOK("fentry/" SYSCALL("msync"), marks_of_jvm)
+HOOK("fentry/" SYSCALL("msync"), marks_of_jvm, __u64 *ctx)
 {
 	jvm_marks((const struct pt_regs *)ctx[0]);
 }
 
 #ifdef __TARGET_ARCH_x86
-HOOK("fexit/" SYSCALL("epoll_wait"), epoll_waited)
+HOOK("fexit/" SYSCALL("epoll_wait"), epoll_waited, __u64 *ctx)
 {
+	(void)ctx;
 	turn();
 }
 #endif
 
-HOOK("fexit/" SYSCALL("epoll_pwait"), epoll_pwaited)
+HOOK("fexit/" SYSCALL("epoll_pwait"), epoll_pwaited, __u64 *ctx)
 {
+	(void)ctx;
 	turn();
 }

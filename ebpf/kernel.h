@@ -350,6 +350,37 @@ static __always_inline void load_pair(void *to, const void *at)
 	}
 }
 
+/*
+ * Programs of functions, the kernel's or an application's, can be preempted where the kernel can,
+ * and would find what another has put into their CPU's struct io. They forbid it where functions
+ * may be called so: where the verifier has this field (Linux 6.16).
+ */
+extern void bpf_preempt_disable(void) __ksym __weak;
+extern void bpf_preempt_enable(void) __ksym __weak;
+
+struct bpf_subprog_info {
+	__u8 might_sleep : 1;
+} __attribute__((preserve_access_index));
+
+#define CAN_HOLD                                                                                   \
+	(bpf_core_field_exists(((struct bpf_subprog_info *)0)->might_sleep) &&                     \
+	 bpf_preempt_disable && bpf_preempt_enable)
+
+/* A program whose body, which follows, has its CPU to itself. */
+#define HOOK(section, name, argument)                                                              \
+	static __always_inline void name##_held(argument);                                         \
+	SEC(section)                                                                               \
+	int name(argument)                                                                         \
+	{                                                                                          \
+		if (CAN_HOLD)                                                                      \
+			bpf_preempt_disable();                                                     \
+		name##_held(ctx);                                                                  \
+		if (CAN_HOLD)                                                                      \
+			bpf_preempt_enable();                                                      \
+		return 0;                                                                          \
+	}                                                                                          \
+	static __always_inline void name##_held(argument)
+
 /* System calls: their numbers, and their arguments from the registers saved at their entry. */
 #ifdef __TARGET_ARCH_x86
 

@@ -282,8 +282,7 @@ static __always_inline void accepted(struct thread *thread, const struct io *io)
  * PyContext_CopyCurrent() returns a new context, for a task or a callback: it runs for whom
  * the current one runs, or, where nobody knows, for what this turn began with.
  */
-SEC("uprobe.multi")
-int python_copied(struct pt_regs *ctx)
+HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct context_key key = { .tgid = pid_tgid >> 32 };
@@ -294,11 +293,11 @@ int python_copied(struct pt_regs *ctx)
 	int known;
 
 	if (!cfg_ready || !RETURNED(ctx))
-		return 0;
+		return;
 	thread = thread_of((__u32)pid_tgid);
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!thread || !runtime || runtime->kind != RUNTIME_CPYTHON)
-		return 0;
+		return;
 	key.context = python_context(runtime, thread);
 	known = key.context && context_cause(&key, &copy.cause);
 	if (!copy.cause.sk && thread->accepted) {
@@ -315,7 +314,6 @@ int python_copied(struct pt_regs *ctx)
 	}
 	key.context = RETURNED(ctx);
 	bpf_map_update_elem(&contexts, &key, &copy, BPF_ANY);
-	return 0;
 }
 
 /* ---- Go --------------------------------------------------------------------------------- */
@@ -348,8 +346,7 @@ static __always_inline struct io *go_socket(__u64 at)
 }
 
 /* net/http.(*persistConn).roundTrip: another goroutine will write the request. */
-SEC("uprobe.multi")
-int go_round_trip(struct pt_regs *ctx)
+HOOK("uprobe.multi", go_round_trip, struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
@@ -358,16 +355,15 @@ int go_round_trip(struct pt_regs *ctx)
 	__u64 sk;
 
 	if (!runtime || !runtime->round_trip)
-		return 0;
+		return;
 	io = go_socket(GO_ARG1(ctx) + runtime->round_trip);
 	if (!io)
-		return 0;
+		return;
 	if (goroutine_cause(runtime, &hint.cause, GO_G(ctx), tgid, 1))
 		hint.evidence = FLOW_EVIDENCE_GOROUTINE;
 	hint.ino = io->ino;
 	sk = io->sk;
 	bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
-	return 0;
 }
 
 /* The id of a stream of grpc-go; `embedded`: where in it its *Stream is, plus 1. */
@@ -382,8 +378,7 @@ static __always_inline __u32 grpc_stream(const struct runtime *runtime, __u64 at
 }
 
 /* grpc.(*Server).handleStream(ServerTransport, stream): this goroutine serves it. */
-SEC("uprobe.multi")
-int go_grpc_serve(struct pt_regs *ctx)
+HOOK("uprobe.multi", go_grpc_serve, struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
@@ -396,30 +391,28 @@ int go_grpc_serve(struct pt_regs *ctx)
 	__u32 id;
 
 	if (!runtime || !runtime->grpc_server_conn)
-		return 0;
+		return;
 	io = go_socket(GO_ARG3(ctx) + runtime->grpc_server_conn);
 	if (!io)
-		return 0;
+		return;
 	id = grpc_stream(runtime, GO_ARG4(ctx), runtime->grpc_server_stream);
 	sk = io->sk;
 	c = conn_of(sk, io->ino);
 	e = stream_of(sk, id);
 	key.context = goroutine_of(runtime, GO_G(ctx), &parent);
 	if (!c || !e || !key.context || !(e->flags & FLOW_FLAG_IN_HAND))
-		return 0;
+		return;
 	known.cause.sk = sk;
 	known.cause.index = fate_index(id, e->fate);
 	known.cause.id = stream_exchange(c, e);
 	bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
-	return 0;
 }
 
 /*
  * http2Client.Write(stream): the goroutine that made a call sends its message. The header of
  * the call is written by another one, before this or after.
  */
-SEC("uprobe.multi")
-int go_grpc_write(struct pt_regs *ctx)
+HOOK("uprobe.multi", go_grpc_write, struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
@@ -429,18 +422,17 @@ int go_grpc_write(struct pt_regs *ctx)
 	__u32 id;
 
 	if (!runtime || !runtime->grpc_client_conn)
-		return 0;
+		return;
 	if (!goroutine_cause(runtime, &hint.cause, GO_G(ctx), tgid, 1) || !hint.cause.id)
-		return 0;
+		return;
 	io = go_socket(GO_ARG1(ctx) + runtime->grpc_client_conn);
 	if (!io)
-		return 0;
+		return;
 	id = grpc_stream(runtime, GO_ARG2(ctx), runtime->grpc_client_stream);
 	sk = io->sk;
 	hint.evidence = FLOW_EVIDENCE_GOROUTINE;
 	hint.ino = io->ino;
 	hint_leave(sk, id, &hint);
-	return 0;
 }
 
 /*
@@ -487,17 +479,15 @@ static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
 }
 
 /* runtime.send(hchan, sudog): the receiver waits. */
-SEC("uprobe.multi")
-int go_send(struct pt_regs *ctx)
+HOOK("uprobe.multi", go_send, struct pt_regs *ctx)
 {
-	return go_handed(ctx, 1);
+	go_handed(ctx, 1);
 }
 
 /* runtime.recv(hchan, sudog): the sender waits. */
-SEC("uprobe.multi")
-int go_recv(struct pt_regs *ctx)
+HOOK("uprobe.multi", go_recv, struct pt_regs *ctx)
 {
-	return go_handed(ctx, 0);
+	go_handed(ctx, 0);
 }
 
 #endif
