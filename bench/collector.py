@@ -31,7 +31,7 @@ from bench.sink import Sink
 from collector.forward import encode
 from collector.model import Resource
 from collector.model import Span as Held
-from tracer.export_grpc import METHOD
+from tracer.export_reply import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 RATES = (5_000, 10_000, 15_000, 20_000, 25_000, 30_000, 40_000)
@@ -130,7 +130,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         """Send on schedule; spans are made in the same time."""
         channel = grpc.insecure_channel(f"127.0.0.1:{self._port}")
-        export = channel.unary_unary(METHOD, None, None)
+        export = channel.unary_unary(METHODS["traces"], None, None)
         free = threading.Semaphore(IN_FLIGHT)
         step = self._step
         per_request = max(1, round(step.rate / len(TREE) * REQUEST_S))

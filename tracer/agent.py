@@ -21,11 +21,10 @@ from types import FrameType
 from typing import TYPE_CHECKING, Literal, cast
 
 from collector.options import DEFAULT_QUERY
-from proto.wirespan.v1 import control_pb2
 from tracer import installed, metrics, render, status
 from tracer.clock import unix_offset_ns
 from tracer.contexts import Announced, Contexts
-from tracer.control import Control, ControlServer
+from tracer.control import JSON, TEXT, Control, ControlServer
 from tracer.descriptors import make_room
 from tracer.errors import UsageError, WirespanError
 from tracer.export import Exporter
@@ -51,6 +50,7 @@ from tracer.spans import Resource
 from tracer.startup import Taken
 
 if TYPE_CHECKING:
+    from proto.wirespan.v1 import control_pb2
     from tracer.store import StoreSink
 
 SAMPLE_S = 1.0
@@ -72,8 +72,8 @@ EXPORT_LOSSES: Mapping[str, str] = {
 }
 
 RENDERS: Mapping[int, Render] = {
-    control_pb2.FORMAT_TEXT: render.text_lines,
-    control_pb2.FORMAT_JSON: render.json_lines,
+    TEXT: render.text_lines,
+    JSON: render.json_lines,
 }
 
 

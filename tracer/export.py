@@ -383,6 +383,10 @@ class Exporter:
 def connect(config: ExportConfig) -> Transport:
     """Make the transport that `config` names; it connects with the first request."""
     if config.protocol == "grpc":
+        from tracer.export_h2 import H2Transport, reaches
+
+        if reaches(config):
+            return H2Transport(config)
         from tracer.export_grpc import GrpcTransport
 
         return GrpcTransport(config)

@@ -9,6 +9,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+# By signal.
+METHODS = {
+    "traces": "/opentelemetry.proto.collector.trace.v1.TraceService/Export",
+    "metrics": "/opentelemetry.proto.collector.metrics.v1.MetricsService/Export",
+}
+# Codes of gRPC after which a request may be sent again.
+RETRYABLE = frozenset(
+    {
+        "CANCELLED",
+        "DEADLINE_EXCEEDED",
+        "ABORTED",
+        "OUT_OF_RANGE",
+        "UNAVAILABLE",
+        "DATA_LOSS",
+    }
+)
 # What of a receiver's words is kept.
 MAX_MESSAGE = 300
 
@@ -55,6 +71,17 @@ def accepted(body: bytes) -> Reply:
     if partial.rejected_spans or partial.error_message:
         message = f"partial success: {partial.error_message or 'no reason given'}"
     return Reply(Verdict.ACCEPTED, shorten(message), partial.rejected_spans)
+
+
+def of_status(code: str, message: str, details: bytes = b"") -> Reply:
+    """Say what a status of gRPC other than OK means; details: a google.rpc.Status, b"" for none."""
+    retry_after_s = retry_info_s(details) if details else None
+    # Exhausted resources recover only where the receiver says when.
+    exhausted = code == "RESOURCE_EXHAUSTED" and retry_after_s is not None
+    text = f"{code}: {shorten(message)}"
+    if code in RETRYABLE or exhausted:
+        return Reply(Verdict.RETRY, text, retry_after_s=retry_after_s)
+    return Reply(Verdict.REJECTED, text, unknown_signal=code == "UNIMPLEMENTED")
 
 
 def status_message(body: bytes) -> str:

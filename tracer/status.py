@@ -6,11 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from proto.wirespan.v1 import control_pb2
 from tracer.kernel.loader import Kernel, MapInfo, Program
 from tracer.losses import KERNEL, LOSSES
 from tracer.monitor import Monitor, cpu_seconds, rss_bytes
+
+if TYPE_CHECKING:
+    from proto.wirespan.v1 import control_pb2
 
 COUNT_PREFIX = "FLOW_COUNT_"
 
@@ -115,6 +118,9 @@ def reply(
     sampling: str = "",
 ) -> control_pb2.StatusReply:
     """Gather a whole answer."""
+    # Not before somebody asks: protobuf takes 4 MB.
+    from proto.wirespan.v1 import control_pb2
+
     rates = monitor.rates()
     cpu_rate = rates.pop("cpu_seconds")
     gauges = monitor.gauges()
@@ -183,4 +189,6 @@ def reply(
 
 
 def _counters(values: Mapping[str, int]) -> list[control_pb2.Counter]:
+    from proto.wirespan.v1 import control_pb2
+
     return [control_pb2.Counter(name=name, value=value) for name, value in values.items()]

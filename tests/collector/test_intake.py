@@ -39,8 +39,8 @@ from tests.tracer.receivers import Pem
 from tracer.errors import UsageError, WirespanError
 from tracer.export import connect
 from tracer.export_config import ExportConfig
-from tracer.export_grpc import METHOD, GrpcTransport
-from tracer.export_reply import Verdict
+from tracer.export_grpc import GrpcTransport
+from tracer.export_reply import METHODS, Verdict
 
 ANY = Address("127.0.0.1", 0)
 CONTENT = {"content-type": "application/x-protobuf"}
@@ -196,7 +196,7 @@ def test_what_is_not_otlp() -> None:
         assert run.post(b"\xff\xff\xff")[0] == 400
         channel = grpc.insecure_channel(f"127.0.0.1:{run.grpc}")
         with channel, pytest.raises(grpc.RpcError) as failed:
-            channel.unary_unary(METHOD)(b"\xff\xff\xff")
+            channel.unary_unary(METHODS["traces"])(b"\xff\xff\xff")
         assert failed.value.code() is grpc.StatusCode.INVALID_ARGUMENT
         assert run.collector.counts()["malformed"] == 2
 
@@ -212,7 +212,7 @@ def test_bombs() -> None:
             grpc.Compression.Gzip,
         )
         with channel, pytest.raises(grpc.RpcError) as failed:
-            channel.unary_unary(METHOD)(b"\x0a" * (40 << 20))
+            channel.unary_unary(METHODS["traces"])(b"\x0a" * (40 << 20))
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         run.sent_away({"oversized": 1, "unfit": 1})
         assert run.post(BODY)[0] == 200
@@ -238,7 +238,7 @@ def test_slow_clients_are_sent_away_and_hold_nobody_up() -> None:
         for sock, data in zip(socks, starts, strict=True):
             sock.sendall(data)
         channel = grpc.insecure_channel(f"127.0.0.1:{run.grpc}")
-        silent = channel.stream_unary(METHOD).future(iter(_Never()))
+        silent = channel.stream_unary(METHODS["traces"]).future(iter(_Never()))
         began = time.monotonic()
         assert run.post(BODY)[0] == 200
         assert send(_grpc(run.grpc)) is Verdict.ACCEPTED
@@ -291,7 +291,7 @@ def test_too_many_connections_of_grpc() -> None:
         for number in range(6):
             channel = stack.enter_context(grpc.insecure_channel(f"127.0.0.1:{run.grpc}", own))
             try:
-                channel.unary_unary(METHOD)(BODY, timeout=3)
+                channel.unary_unary(METHODS["traces"])(BODY, timeout=3)
                 taken = True
             except grpc.RpcError as error:
                 taken = False

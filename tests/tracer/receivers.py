@@ -25,8 +25,9 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 )
 
 from bench.processes import free_port as free_port
-from tracer.export_grpc import METHOD, METRICS_METHOD
+from tracer.export_reply import METHODS
 
+METHOD, METRICS_METHOD = METHODS["traces"], METHODS["metrics"]
 METRICS_PATH = "/v1/metrics"
 WAIT_S = 20.0
 

@@ -301,11 +301,16 @@ def test_submitting_from_several_threads_loses_no_count() -> None:
     assert len(sent) == len(set(sent)) == stats.exported_spans
 
 
-def test_grpc_is_not_imported_for_http() -> None:
+@pytest.mark.parametrize("protocol", ["grpc", "http/protobuf"])
+def test_a_tracer_carries_no_library_that_it_does_not_use(protocol: str) -> None:
+    heavy = ["grpc", "google.protobuf", "asyncio", "requests", "numpy.ma", "numpy.random"]
+    if protocol == "grpc":
+        heavy += ["ssl", "http.client", "email.message"]
     code = (
-        "import sys; from tracer.export import Exporter; from tracer.export_config import *;"
-        "e = Exporter(ExportConfig.from_environment({})); e.close();"
-        "print([m for m in ('grpc', 'google.protobuf', 'requests') if m in sys.modules])"
+        "import sys, tracer.agent; from tracer.export import Exporter;"
+        "from tracer.export_config import *;"
+        f"e = Exporter(ExportConfig.from_environment({{}}, protocol={protocol!r})); e.close();"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stderr

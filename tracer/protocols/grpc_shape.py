@@ -101,7 +101,7 @@ HTTP2_ERRORS = (
     "INADEQUATE_SECURITY",
     "HTTP_1_1_REQUIRED",
 )
-_OF_HTTP2_ERROR = {
+OF_HTTP2_ERROR = {
     "REFUSED_STREAM": "UNAVAILABLE",
     "CANCEL": "CANCELLED",
     "ENHANCE_YOUR_CALM": "RESOURCE_EXHAUSTED",
@@ -109,7 +109,7 @@ _OF_HTTP2_ERROR = {
     "STREAM_CLOSED": "UNKNOWN",
     "HTTP_1_1_REQUIRED": "UNKNOWN",
 }
-_OF_HTTP_STATUS = {
+OF_HTTP_STATUS = {
     400: "INTERNAL",
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
@@ -222,7 +222,7 @@ def _outcome(call: Call, head: Head) -> _Outcome:
     if call.status:
         return _of_code(_code(call.status), call.message, head.server)
     if call.reset:
-        code = _OF_HTTP2_ERROR.get(call.reset.name, "INTERNAL")
+        code = OF_HTTP2_ERROR.get(call.reset.name, "INTERNAL")
         if call.reset.expired:
             code = "DEADLINE_EXCEEDED"
         return _of_code(code, call.reset.message, head.server)
@@ -230,7 +230,7 @@ def _outcome(call: Call, head: Head) -> _Outcome:
     if failure:
         return _Outcome("", failure.error_type, failure.message)
     if call.http_status not in (0, 200):
-        code = _OF_HTTP_STATUS.get(call.http_status, "UNKNOWN")
+        code = OF_HTTP_STATUS.get(call.http_status, "UNKNOWN")
         return _of_code(code, f"HTTP status {call.http_status}", head.server)
     if head.end == End.RESPONSE and call.answered and not head.incomplete:
         return _of_code("UNKNOWN", "the response had no grpc-status", head.server)
