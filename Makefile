@@ -25,7 +25,7 @@ CLANG := clang-19
 BPF_CFLAGS := -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
 	-D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
 OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c)) \
-	tracer/objects/replay.so
+	tracer/objects/tracer-old.bpf.o tracer/objects/replay.so
 C_FILES = $(shell find ebpf tests bench/faults -name '*.[ch]')
 
 # "[2/5] what is done now". The total is what `make -n` says would be done: a stamp that is
@@ -206,7 +206,7 @@ $(VENV)/bin/wirespan: pyproject.toml $(VENV)/.runtime
 # eBPF
 
 # Not an intermediate file to be removed.
-.PRECIOUS: build/%.bpf.o
+.PRECIOUS: build/%.bpf.o build/%-old.bpf.o
 
 tracer/objects/%.bpf.o: build/%.bpf.o
 	@mkdir -p $(@D)
@@ -225,6 +225,14 @@ build/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
 	$(call say,eBPF object $@)
 	@mkdir -p $(@D)
 	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_$(BPF_ARCH) -MMD -MP -MF build/$*.bpf.d -MT $@ -c $< -o $@
+	@llvm-strip-19 -g $@
+
+# For Linux before 5.17 (ebpf/global.bpf.h).
+build/%-old.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
+	$(call say,eBPF object $@)
+	@mkdir -p $(@D)
+	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_$(BPF_ARCH) -DOLD_KERNEL \
+		-MMD -MP -MF build/$*-old.bpf.d -MT $@ -c $< -o $@
 	@llvm-strip-19 -g $@
 
 build/arm64/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages

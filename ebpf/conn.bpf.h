@@ -8,6 +8,7 @@
 
 #include "exchange.bpf.h"
 
+#ifndef OLD_KERNEL
 struct walk {
 	struct conn *c;
 	struct io *io;
@@ -22,21 +23,25 @@ static long walk_step(__u32 i __attribute__((unused)), struct walk *walk)
 	return more ? 0 : 1;
 }
 
+#endif
+
 static __always_inline void walk(struct conn *c, struct io *io)
 {
-	struct walk ctx = { c, io };
 	__u32 i;
 
 	for (i = 0; i < STEPS_FAST; i++)
 		if (!advance(c, io))
 			return;
+#ifndef OLD_KERNEL
 	if (bpf_core_enum_value_exists(enum bpf_func_id, BPF_FUNC_loop)) {
+		struct walk ctx = { c, io };
+
 		bpf_loop(STEPS_MOST, walk_step, &ctx, 0);
-	} else {
+	} else
+#endif
 		for (i = 0; i < STEPS_OLD; i++)
 			if (!advance(c, io))
 				break;
-	}
 	if (!io->gone && !io->unread && (io->left || io->win.pos < io->win.end))
 		lost_track(c, io, FLOW_LOSS_TOO_MANY_PARTS);
 }
@@ -45,12 +50,10 @@ static __always_inline void walk(struct conn *c, struct io *io)
  * n bytes of the stream went by whose content we did not see: sendfile and splice tell when
  * they do it; io_uring and the like are noticed at the next I/O, too late to time an end.
  */
-__noinline int pass_unseen(struct conn *c, struct io *io, __u32 n, __u32 end)
+GLOBAL_CONN_IO(pass_unseen, (n, end), __u32 n, __u32 end)
 {
 	struct stream *s;
 
-	if (!c || !io)
-		return 0;
 	s = io->request ? &c->t.req : &c->t.resp;
 	if (c->rec.protocol == FLOW_PROTO_HTTP2 && s->state == H2_CONTENT && s->own[H2_LEFT] >= n) {
 		s->digits = H2_NOT_GRPC; /* messages can't be told apart any more */
@@ -89,14 +92,12 @@ static __always_inline void align(struct conn *c, struct io *io)
 }
 
 /* Leave a send to its exit. */
-__noinline int send_defer(struct io *io)
+GLOBAL_IO(send_defer, ())
 {
 	struct pending_send pending = {};
 	struct conn *c;
 	__u64 key;
 
-	if (!io)
-		return 0;
 	pending.sk = io->sk;
 	pending.start_ns = io->start_ns;
 	pending.msg = io->msg;
@@ -151,7 +152,7 @@ static const struct conn blank = {};
  * Recognise a connection by the first bytes of this I/O. They are in the window then, and the
  * connection is in the map; if they were too few to tell its protocol, that is 0.
  */
-__noinline int recognise(struct io *io)
+GLOBAL_IO(recognise, ())
 {
 	struct stream none = {};
 	struct flow_record *id;
@@ -160,8 +161,6 @@ __noinline int recognise(struct io *io)
 	struct conn *c;
 	__u32 tgid, at;
 
-	if (!io)
-		return 0;
 	tgid = io->pid_tgid >> 32;
 	at = io->seq;
 	sk = io->sk;
@@ -247,23 +246,21 @@ __noinline int recognise(struct io *io)
 }
 
 /* Leave a connection alone that is the far end of one of the tracer's own. */
-__noinline int disown_own(struct conn *c, struct io *io)
+GLOBAL_CONN_IO(disown_own, ())
 {
-	if (!c || !io || !is_own(&c->rec))
+	if (!is_own(&c->rec))
 		return 0;
 	disown(c, io);
 	return 1;
 }
 
 /* The one way in: io->left bytes at io->seq of socket io->sk, to be read from user memory. */
-__noinline int process(struct io *io)
+GLOBAL_IO(process, ())
 {
 	__u32 tgid;
 	struct conn *c;
 	__u64 sk;
 
-	if (!io)
-		return 0;
 	sk = io->sk;
 	tgid = io->pid_tgid >> 32;
 	io->gone = 0;
@@ -316,13 +313,11 @@ __noinline int process(struct io *io)
 }
 
 /* As process(), but the bytes can't be read: sendfile and splice. */
-__noinline int process_unseen(struct io *io)
+GLOBAL_IO(process_unseen, ())
 {
 	struct conn *c;
 	__u32 n;
 
-	if (!io)
-		return 0;
 	c = conn_of(io->sk, io->ino);
 	if (!c)
 		return 0;

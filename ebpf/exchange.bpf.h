@@ -11,6 +11,7 @@
 #define WIRESPAN_EXCHANGE_H
 
 #include "filter.bpf.h"
+#include "global.bpf.h"
 #include "sock.bpf.h"
 
 #define MAX_PIPELINED 1024  /* requests in flight that are accounted for when a connection ends */
@@ -18,21 +19,47 @@
 #define STEPS_FAST 32	    /* steps of one I/O that are taken in a plain loop */
 #define STEPS_MOST 65536    /* and those in bpf_loop(): Linux 5.17 */
 #define STEPS_OLD 1024	    /* or without it */
+#define STREAMS_OLD 512	    /* streams of a connection that are looked for as it ends */
 #define RING_WAKE (2 << 20) /* bytes waiting at which the reader is woken */
 #define RING_LOOK 16	    /* records between two looks at that */
 #define UNIX_PATH_AT 280    /* text up to here leaves room for a Unix socket's path */
 
-int emit_closed(struct conn *c);
-
 /* The record of request `index`, or NULL if it found no room. */
 static __always_inline struct flow_record *slot_of(struct conn *c, __u64 sk, __u32 index)
 {
+#ifdef OLD_KERNEL
+	struct flow_record *r = index == c->inline_index ? &c->rec : NULL;
+
+	(void)sk;
+	asm volatile("" : "+r"(r)); /* the verifier must see it compared with NULL */
+	return r;
+#else
 	struct pipelined_key key = { .sk = sk, .index = index };
 
 	if (index == c->inline_index)
 		return &c->rec;
 	return bpf_map_lookup_elem(&pipelined, &key);
+#endif
 }
+
+/*
+ * A record that belongs to no exchange. Older verifiers follow each path by itself for each place
+ * that a record can be at: there is one place only, that is known by a number.
+ */
+#ifdef OLD_KERNEL
+#define is_spare(c, io, r) ((io)->place & 1)
+static __always_inline struct flow_record *record_at(struct conn *c, struct io *io, __u32 spare)
+{
+	__u32 place;
+
+	io->place = spare;
+	barrier();
+	place = *(volatile __u32 *)&io->place;
+	return (void *)&c->rec + (__u64)(place & 1) * RECORD_PLACE;
+}
+#else
+#define is_spare(c, io, r) ((r) == &(io)->spare)
+#endif
 
 static __always_inline struct stream_entry *stream_of(__u64 sk, __u32 id)
 {
@@ -46,13 +73,10 @@ static __always_inline struct stream_entry *stream_of(__u64 sk, __u32 id)
 #include "link.bpf.h"
 
 /* Request `index` is over: its slot, and whom it counted for. */
-__noinline int slot_free(struct conn *c, __u64 sk, __u32 index)
+GLOBAL_CONN(slot_free, (index), __u32 index)
 {
-	struct pipelined_key key = { .sk = sk, .index = index };
 	struct flow_record *r;
 
-	if (!c)
-		return 0;
 	r = cfg_link ? slot_of(c, sk, index) : NULL;
 	if (r && r->flags & FLOW_FLAG_IN_HAND)
 		link_served(sk, fate_index(index, fate_of(r)), exchange_id(r), r->request_tid,
@@ -61,15 +85,15 @@ __noinline int slot_free(struct conn *c, __u64 sk, __u32 index)
 		link_calls(&c->cause, 0);
 	if (index == c->inline_index)
 		c->inline_index = ~0U;
-	else
+#ifndef OLD_KERNEL
+	else {
+		struct pipelined_key key = { .sk = sk, .index = index };
+
 		bpf_map_delete_elem(&pipelined, &key);
+	}
+#endif
 	return 0;
 }
-
-/*
- * The functions that are __noinline and not static are verified once each, by themselves,
- * whoever calls them (Linux kernel commit 51c39bb1d5d1, in v5.6): this keeps loading quick.
- */
 
 /* How a record is handed over. The reader polls by time; it is woken only if it lags. */
 static __always_inline __u64 ring_flags(void)
@@ -131,10 +155,8 @@ static __always_inline void emit_part(struct flow_record *r)
 }
 
 /* Hand a whole exchange to user space. */
-__noinline int emit(struct flow_record *r, __u64 sk)
+static __always_inline int emit_whole(struct flow_record *r, __u64 sk)
 {
-	if (!r)
-		return 0;
 	if (r->level & FATE_SHED) {
 		lose(FLOW_LOSS_SHED);
 		return 0;
@@ -151,6 +173,23 @@ __noinline int emit(struct flow_record *r, __u64 sk)
 	return 0;
 }
 
+/* `r`: the record of the oldest one in flight. */
+#ifdef OLD_KERNEL
+GLOBAL_CONN(emit_oldest, ())
+{
+	struct flow_record *r = slot_of(c, sk, c->answered);
+
+	return r ? emit_whole(r, sk) : 0;
+}
+#define emit(c, sk, r) emit_oldest(c, sk)
+#else
+__noinline int emit_record(struct flow_record *r, __u64 sk)
+{
+	return r ? emit_whole(r, sk) : 0;
+}
+#define emit(c, sk, r) emit_record(r, sk)
+#endif
+
 /* The oldest exchange in flight is over. */
 static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record *r, __u8 end,
 				   __u64 now)
@@ -165,7 +204,7 @@ static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record 
 			r->request_body_bytes = c->t.req.body_bytes;
 	}
 	if (c->t.sure)
-		emit(r, sk);
+		emit(c, sk, r);
 	slot_free(c, sk, c->answered);
 	c->answered++;
 }
@@ -174,12 +213,10 @@ static __always_inline void answer(struct conn *c, __u64 sk, struct flow_record 
  * End the oldest exchange in flight for the reason given. A response that was framed by the
  * close is whole if the side that sends it closed.
  */
-__noinline int end_oldest(struct conn *c, __u64 sk, __u32 end, __u64 now)
+GLOBAL_CONN(end_oldest, (end, now), __u32 end, __u64 now)
 {
 	struct flow_record *r;
 
-	if (!c)
-		return 0;
 	/* what has not ended its head is no request yet */
 	if (c->started - c->answered == 1 && c->t.req.head) {
 		slot_free(c, sk, c->answered);
@@ -228,12 +265,10 @@ static __always_inline void stream_begin(struct stream *s)
 }
 
 /* No more responses will come: end all that is in flight. */
-__noinline int end_all(struct conn *c, __u64 sk, __u32 end, __u64 now)
+GLOBAL_CONN(end_all, (end, now), __u32 end, __u64 now)
 {
 	__u32 i;
 
-	if (!c)
-		return 0;
 	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
 		end_oldest(c, sk, end, now);
 	stream_lost(&c->t.resp);
@@ -241,13 +276,10 @@ __noinline int end_all(struct conn *c, __u64 sk, __u32 end, __u64 now)
 }
 
 /* What user space keeps of a connection it can forget. */
-__noinline int emit_closed(struct conn *c)
+GLOBAL_CONN(emit_closed, ())
 {
-	struct flow_record *r;
+	struct flow_record *r = &c->rec;
 
-	if (!c)
-		return 0;
-	r = &c->rec;
 	r->kind = FLOW_CLOSED;
 	r->text_len = 0;
 	hand_over(r);
@@ -267,7 +299,7 @@ static __always_inline void forget(struct conn *c, __u64 sk)
 	if (c->confirmed) {
 		count(FLOW_COUNT_CONNS_FREED, 1);
 		if (c->rec.protocol != FLOW_PROTO_HTTP1)
-			emit_closed(c);
+			emit_closed(c, sk);
 	}
 	bpf_map_delete_elem(&conns, &sk);
 }
@@ -281,10 +313,8 @@ static __always_inline void streams_lost(struct conn *c, struct io *io)
 }
 
 /* Bytes went by unseen where they mattered. */
-__noinline int lost_track(struct conn *c, struct io *io, __u32 reason)
+GLOBAL_CONN_IO(lost_track, (reason), __u32 reason)
 {
-	if (!c || !io)
-		return 0;
 	lose(reason);
 	if (c->rec.protocol == FLOW_PROTO_HTTP2) {
 		streams_lost(c, io);
@@ -305,12 +335,10 @@ __noinline int lost_track(struct conn *c, struct io *io, __u32 reason)
 }
 
 /* Drop what is in flight: none of it is an exchange. */
-__noinline int drop_all(struct conn *c, __u64 sk)
+GLOBAL_CONN(drop_all, ())
 {
 	__u32 i;
 
-	if (!c)
-		return 0;
 	for (i = 0; i < MAX_PIPELINED && c->answered != c->started; i++)
 		slot_free(c, sk, c->answered++);
 	return 0;
@@ -394,7 +422,6 @@ static __always_inline void tell_cgroup(struct conn *c, struct flow_record *r)
 
 static __always_inline void begin_request(struct conn *c, struct io *io)
 {
-	struct pipelined_key key = { .sk = io->sk };
 	struct flow_record *r = &c->rec;
 	__u32 flags = c->rec.flags & FLOW_FLAG_IDS_PRIVATE;
 
@@ -402,16 +429,23 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 		notice_unseen_answer(c, io);
 		stream_begin(&c->t.req);
 	}
-	key.index = c->started;
 	if (c->started == c->answered && c->t.resp.state == STATE_SYNC)
 		c->t.resp.state = STATE_START;
 	if (c->t.old)
 		flags |= FLOW_FLAG_OLD;
 	if (c->started != c->answered)
 		flags |= FLOW_FLAG_PIPELINED;
+#ifdef OLD_KERNEL
+	if (c->inline_index != ~0U)
+		lose(FLOW_LOSS_PIPELINE_FULL);
+	r = record_at(c, io, c->inline_index != ~0U);
+	if (c->inline_index == ~0U)
+		c->inline_index = c->started;
+#else
 	if (c->inline_index == ~0U) {
 		c->inline_index = c->started;
 	} else {
+		struct pipelined_key key = { .sk = io->sk, .index = c->started };
 		/* not `r`: on 6.1 no pointer that a function was given is a map's value */
 		__u64 sk = io->sk;
 		struct conn *own = bpf_map_lookup_elem(&conns, &sk);
@@ -424,6 +458,7 @@ static __always_inline void begin_request(struct conn *c, struct io *io)
 			r = &io->spare;
 		}
 	}
+#endif
 	c->started++;
 	r->start_ns = c->first_ns ? c->first_ns : io->start_ns;
 	c->first_ns = 0;
@@ -511,7 +546,7 @@ static __always_inline void begin_response(struct conn *c, struct io *io)
 /* A server has read the head of a request. */
 static __always_inline void serve(struct conn *c, struct io *io, struct flow_record *r)
 {
-	if (c->role != FLOW_SERVER || c->rec.protocol != FLOW_PROTO_HTTP1 || r == &io->spare ||
+	if (c->role != FLOW_SERVER || c->rec.protocol != FLOW_PROTO_HTTP1 || is_spare(c, io, r) ||
 	    r->flags & FLOW_FLAG_IN_HAND)
 		return;
 	r->request_tid = (__u32)io->pid_tgid;
@@ -601,7 +636,22 @@ static __always_inline void invalid(struct conn *c, struct io *io)
 	}
 }
 
+/* The record that a stream's bytes are of. */
+static __always_inline struct flow_record *record_of(struct conn *c, struct io *io)
+{
+	struct flow_record *r = NULL;
+
+	if (c->started != c->answered)
+		r = slot_of(c, io->sk, io->request ? c->started - 1 : c->answered);
+#ifdef OLD_KERNEL
+	return record_at(c, io, !r);
+#else
+	return r ? r : &io->spare;
+#endif
+}
+
 /* One parser step of each protocol, as functions that the verifier looks at by themselves. */
+#ifndef OLD_KERNEL
 #define STEP_FUNCTION(id, name)                                                                    \
 	__noinline int name##_one(struct conn *c, struct io *io, struct flow_record *r)            \
 	{                                                                                          \
@@ -609,6 +659,20 @@ static __always_inline void invalid(struct conn *c, struct io *io)
 			return STEP_INVALID;                                                       \
 		return name##_step(&c->t, io->request ? &c->t.req : &c->t.resp, r, &io->win);      \
 	}
+#else
+#define STEP_FUNCTION(id, name)                                                                    \
+	GLOBAL_CONN_IO(name##_again, ())                                                           \
+	{                                                                                          \
+		return name##_step(&c->t, io->request ? &c->t.req : &c->t.resp, record_of(c, io),  \
+				   &io->win);                                                      \
+	}                                                                                          \
+	static __always_inline int name##_one(struct conn *c, struct io *io,                       \
+					      struct flow_record *r)                               \
+	{                                                                                          \
+		(void)r;                                                                           \
+		return name##_again(c, io);                                                        \
+	}
+#endif
 PROTOCOLS(STEP_FUNCTION)
 
 static __always_inline int step(struct conn *c, struct io *io, struct flow_record *r)
@@ -659,7 +723,7 @@ static __always_inline int heard(struct conn *c, struct io *io, struct stream *s
 		open_exchange(c, io);
 		return 1;
 	case STEP_FULL:
-		if (r == &io->spare)
+		if (is_spare(c, io, r))
 			part_begin(r); /* of no exchange */
 		else
 			emit_part(r);
@@ -700,16 +764,6 @@ static __always_inline int heard(struct conn *c, struct io *io, struct stream *s
 		return 1;
 	}
 	return 1;
-}
-
-/* The record that a stream's bytes are of. */
-static __always_inline struct flow_record *record_of(struct conn *c, struct io *io)
-{
-	struct flow_record *r = NULL;
-
-	if (c->started != c->answered)
-		r = slot_of(c, io->sk, io->request ? c->started - 1 : c->answered);
-	return r ? r : &io->spare;
 }
 
 /* n bytes of content went by. Returns what that comes to. */
@@ -791,22 +845,18 @@ static __always_inline void end_exchanges(struct conn *c, __u64 sk, __u32 end, _
 
 /* Each detector as a function that the verifier looks at by itself. */
 #define DETECT_FUNCTION(id, name)                                                                  \
-	__noinline int name##_found(struct io *io)                                                 \
+	GLOBAL_IO(name##_found, ())                                                                \
 	{                                                                                          \
-		if (!io)                                                                           \
-			return DETECT_NO;                                                          \
 		return name##_detect(&io->win, io->left + (io->win.end - io->win.pos), io->fresh); \
 	}
 DETECT_FUNCTION(FLOW_PROTO_HTTP2, http2)
 PROTOCOLS(DETECT_FUNCTION)
 
 /* What do these first bytes speak? enum flow_protocol << 8 | enum detect. */
-__noinline int detect(struct io *io, __u32 fresh)
+GLOBAL_IO(detect, (fresh), __u32 fresh)
 {
 	int found;
 
-	if (!io)
-		return DETECT_NO;
 	io->fresh = fresh;
 #define DETECT_CASE(id, name)                                                                      \
 	found = name##_found(io);                                                                  \
@@ -889,12 +939,12 @@ drop:
 }
 
 /* Take one step on the connection. Returns 0 when this I/O is done with. */
-__noinline int advance(struct conn *c, struct io *io)
+GLOBAL_CONN_IO(advance, ())
 {
 	struct stream *s;
 	int result;
 
-	if (!c || !io || io->gone)
+	if (io->gone)
 		return 0;
 	if (!c->rec.protocol)
 		return decide(c, io);

@@ -57,6 +57,26 @@ static __always_inline __u8 filter_exe(void *task)
 	return filter_look(&filter_exe_files, &file) | filter_look(&filter_exe_names, &name);
 }
 
+/* The id of the group at this level that the task is in, or in one below it; 0: none. */
+static __always_inline __u64 cgroup_at(int level)
+{
+#ifdef OLD_KERNEL
+	void *task = (void *)bpf_get_current_task();
+	void *set = LOAD(struct task_struct, task, cgroups);
+	char *group = (char *)LOAD(struct css_set, set, dfl_cgrp);
+	__u64 id = 0;
+
+	if (bpf_core_field_exists(struct cgroup, ancestor_ids) &&
+	    level <= LOAD(struct cgroup, group, level))
+		bpf_probe_read_kernel(&id, sizeof(id),
+				      group + bpf_core_field_offset(struct cgroup, ancestor_ids) +
+					      8 * level);
+	return id;
+#else
+	return bpf_get_current_ancestor_cgroup_id(level);
+#endif
+}
+
 /* --cgroup also stands for the groups below. */
 static __always_inline __u8 filter_cgroup(void)
 {
@@ -65,7 +85,7 @@ static __always_inline __u8 filter_cgroup(void)
 	int level;
 
 	for (level = 1; level <= FILTER_ANCESTORS; level++) {
-		id = bpf_get_current_ancestor_cgroup_id(level);
+		id = cgroup_at(level);
 		if (!id)
 			break;
 		found |= filter_look(&filter_cgroups, &id);

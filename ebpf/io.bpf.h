@@ -74,6 +74,7 @@ struct io {
 	__u8 unread;	    /* such bytes were met */
 	__u8 fresh;	    /* detectors may take the bytes for the connection's first */
 	__u8 lost;	    /* HTTP/2: bytes went by unseen that mattered */
+	__u32 place;	    /* OLD_KERNEL: which record of the connection is meant */
 	__u32 op;	    /* enum io_op */
 	__u32 handed_over;  /* records, on this CPU */
 	long ret;	    /* IO_NONE: the call's result; IO_MANY: how many messages */

@@ -153,6 +153,16 @@ struct task_struct {
 	char comm[16];
 };
 
+/* Linux before 5.15 tells a program that traces no groups above its own: they are read. */
+struct cgroup {
+	int level;
+	__u64 ancestor_ids[0];
+};
+
+struct css_set {
+	struct cgroup *dfl_cgrp;
+};
+
 struct linux_binprm {
 	const char *filename;
 };
@@ -308,13 +318,19 @@ struct pt_regs {
  * Linux kernel commit a35b9af4ec2c ("bpf: Add a kfunc to type cast from bpf uapi ctx to
  * kernel ctx") and fd264ca02094 ("bpf: Add a kfunc to type cast") (in v6.2).
  */
+#ifdef OLD_KERNEL
+#define bpf_rdonly_cast(obj, btf_id) ((void *)NULL)
+#define HAS_RDONLY_CAST 0
+#else
 extern void *bpf_rdonly_cast(const void *obj, __u32 btf_id) __ksym __weak;
+#define HAS_RDONLY_CAST bpf_rdonly_cast
+#endif
 
 #define LOAD(type, obj, field)                                                                     \
 	({                                                                                         \
 		const void *__obj = (const void *)(obj);                                           \
 		typeof(((type *)0)->field) __v;                                                    \
-		if (bpf_rdonly_cast)                                                               \
+		if (HAS_RDONLY_CAST)                                                               \
 			__v = ((type *)bpf_rdonly_cast(__obj, bpf_core_type_id_kernel(type)))      \
 				      ->field;                                                     \
 		else                                                                               \
@@ -327,7 +343,7 @@ static __always_inline void *load_pointer(const void *at)
 {
 	void *pointer = NULL;
 
-	if (bpf_rdonly_cast)
+	if (HAS_RDONLY_CAST)
 		/* any structure that begins with a pointer would do */
 		return ((struct list_head *)bpf_rdonly_cast(
 				at, bpf_core_type_id_kernel(struct list_head)))
@@ -339,7 +355,7 @@ static __always_inline void *load_pointer(const void *at)
 /* 16 bytes from an address of the kernel's. */
 static __always_inline void load_pair(void *to, const void *at)
 {
-	if (bpf_rdonly_cast) {
+	if (HAS_RDONLY_CAST) {
 		const struct list_head *pair =
 			bpf_rdonly_cast(at, bpf_core_type_id_kernel(struct list_head));
 

@@ -108,6 +108,16 @@ static __always_inline int shutting_down(const struct pt_regs *regs)
 	return 0;
 }
 
+#ifdef OLD_KERNEL
+#define FDS_OLD 2048
+
+GLOBAL_IO(close_old, (fd), __u32 fd)
+{
+	if (sock_of_fd(io, fd) && !io->is_tcp && last_reference((void *)io->file))
+		unix_closed(io->sk, io->ino);
+	return 0;
+}
+#else
 struct leaving {
 	struct io *io;
 	__u32 max_fds;
@@ -124,15 +134,17 @@ static long close_one(__u32 fd, struct leaving *leaving)
 	return 0;
 }
 
+#endif
+
 /* A process that ends without closing: killed, or it left that to the kernel. */
 SEC("raw_tp/sched_process_exit")
 int process_exit(struct bpf_raw_tracepoint_args *ctx)
 {
 	void *task = (void *)ctx->args[0];
 	__u32 tgid = LOAD(struct task_struct, task, tgid);
-	__u32 tid = LOAD(struct task_struct, task, pid);
+	__u32 tid = LOAD(struct task_struct, task, pid), max_fds;
 	struct files_struct *files;
-	struct leaving leaving = {};
+	struct io *io;
 
 	if (cfg_link)
 		bpf_map_delete_elem(&threads, &tid); /* the number may be another's next */
@@ -146,11 +158,18 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	bpf_map_delete_elem(&unix_users, &tgid);
 	files = LOAD(struct task_struct, task, files);
-	leaving.io = io_get();
-	if (!leaving.io || !files)
+	io = io_get();
+	if (!io || !files)
 		return 0;
-	leaving.max_fds = LOAD(struct fdtable, LOAD(struct files_struct, files, fdt), max_fds);
+	max_fds = LOAD(struct fdtable, LOAD(struct files_struct, files, fdt), max_fds);
+#ifdef OLD_KERNEL
+	for (__u32 fd = 0; fd < FDS_OLD && fd < max_fds; fd++)
+		close_old(io, fd);
+#else
+	struct leaving leaving = { io, max_fds };
+
 	bpf_loop(MAX_FDS, close_one, &leaving, 0);
+#endif
 	return 0;
 }
 

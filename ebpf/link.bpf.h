@@ -19,9 +19,10 @@ SEC(".data") __u32 cfg_link = 0; /* contexts are to be looked at */
 
 static __always_inline void causes_add(struct causes *set, const struct cause *cause, int by)
 {
-	__sync_fetch_and_xor(&set->sk, cause->sk);
-	__sync_fetch_and_xor(&set->index, cause->index);
-	__sync_fetch_and_xor(&set->id, cause->id);
+	/* sums, for Linux before 5.12 adds and does nothing else at once */
+	__sync_fetch_and_add(&set->sk, by > 0 ? cause->sk : -cause->sk);
+	__sync_fetch_and_add(&set->index, by > 0 ? cause->index : -cause->index);
+	__sync_fetch_and_add(&set->id, by > 0 ? cause->id : -cause->id);
 	__sync_fetch_and_add(&set->count, by);
 }
 
@@ -82,13 +83,11 @@ static __always_inline __u32 *cause_calls(const struct cause *cause, __u32 *tid)
 }
 
 /* The context that the current thread of a CPython process runs in; 0: none. */
-__noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
+static __always_inline __u64 context_of(struct runtime *runtime, struct thread *thread)
 {
 	__u64 base, state, id = 0, context = 0;
 	int i;
 
-	if (!runtime || !thread)
-		return 0;
 	base = THREAD_POINTER(bpf_get_current_task());
 	if (runtime->tls_state) {
 		if (bpf_probe_read_user(&state, sizeof(state), (void *)(base + runtime->tls_state)))
@@ -121,6 +120,29 @@ found:
 	bpf_probe_read_user(&context, sizeof(context), (void *)(state + runtime->context));
 	return context;
 }
+
+#ifdef OLD_KERNEL
+__noinline __u64 python_context_old(__u32 tgid, __u32 tid)
+{
+	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	struct thread *thread = thread_of(tid);
+
+	return runtime && thread ? context_of(runtime, thread) : 0;
+}
+static __always_inline __u64 python_context(struct runtime *runtime, struct thread *thread)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+
+	(void)runtime;
+	(void)thread;
+	return python_context_old(pid_tgid >> 32, (__u32)pid_tgid);
+}
+#else
+__noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
+{
+	return runtime && thread ? context_of(runtime, thread) : 0;
+}
+#endif
 
 /*
  * For whom does a context run? Returns 1 if it is known, then cause->id may yet be 0: for
@@ -180,8 +202,8 @@ static __always_inline int cause_live(const struct cause *cause)
  * For whom does a goroutine run: what it read itself, was handed over a channel, or, where
  * that may be asked for, was started for.
  */
-__noinline int goroutine_cause(struct runtime *runtime, struct cause *cause, __u64 g, __u32 tgid,
-			       __u32 inherit)
+POINTERS int goroutine_cause(struct runtime *runtime, struct cause *cause, __u64 g, __u32 tgid,
+			     __u32 inherit)
 {
 	struct context_key key = { .tgid = tgid, .goroutine = 1 };
 	struct context *known;
@@ -239,14 +261,14 @@ static __always_inline void request_over(struct thread *thread)
 }
 
 /* The head of a request has been read: its thread, or what runs on it, has it in hand. */
-__noinline int link_serve(struct io *io, __u64 index, __u64 id, __u32 http1)
+GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 {
 	struct cause cause = { .sk = 0, .index = index, .id = id };
 	__u32 tgid;
 	struct runtime *runtime;
 	struct thread *thread;
 
-	if (!io || !cfg_link)
+	if (!cfg_link)
 		return 0;
 	tgid = io->pid_tgid >> 32;
 	cause.sk = io->sk;
@@ -299,6 +321,9 @@ static __always_inline int loop_cause(const struct runtime *runtime, const struc
 {
 	const struct causes *idle = &thread->idle;
 
+#ifdef OLD_KERNEL
+	return 0; /* there is no telling who waits for nobody: link_calls() */
+#endif
 	if (!(runtime->event_loop & EVENT_LOOP_TURNS))
 		return 0;
 	if (thread->last.id) {
@@ -326,18 +351,20 @@ static __always_inline int thread_cause(const struct thread *thread, struct caus
  * For whom does this thread run now, as far as a request of the protocol tells? Sets io->cause
  * and returns enum flow_evidence.
  */
-__noinline int link_current(struct io *io, struct runtime *runtime, __u32 protocol)
+GLOBAL_IO(link_current, (protocol), __u32 protocol)
 {
 	__u32 tgid, tid, evidence = 0;
+	struct runtime *runtime;
 	struct thread *thread;
 	struct cause *cause; /* the stack has no room for one */
 
-	if (!io || !runtime)
-		return 0;
 	cause = &io->cause;
 	cause->id = 0;
 	tgid = io->pid_tgid >> 32;
 	tid = (__u32)io->pid_tgid;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime)
+		return 0;
 	if (runtime->kind == RUNTIME_OPAQUE)
 		return 0;
 	if (runtime->kind == RUNTIME_GO) {
@@ -378,14 +405,21 @@ found:
 static __always_inline int link_calls(struct cause *cause, __u32 more)
 {
 	struct thread *thread;
-	__u32 *calls, tid = 0;
+	__u32 *calls, was, tid = 0;
 
 	if (!cause)
 		return 0;
 	calls = cause_calls(cause, &tid);
 	if (!calls)
 		return 0;
-	if (more ? __sync_fetch_and_add(calls, 1) : __sync_fetch_and_add(calls, -1) != 1)
+#ifdef OLD_KERNEL
+	/* Not in one step: now and then `idle` is wrong, which is of no use there (loop_cause()). */
+	was = *calls;
+	__sync_fetch_and_add(calls, more ? 1 : -1);
+#else
+	was = more ? __sync_fetch_and_add(calls, 1) : __sync_fetch_and_add(calls, -1);
+#endif
+	if (was != !more)
 		return 0;
 	thread = thread_of(tid);
 	if (thread)
@@ -409,20 +443,18 @@ static __always_inline int link_alone(struct io *io, const struct runtime *runti
 }
 
 /* How many calls are under way for io->cause; -1 if that is over. */
-__noinline int calls_of_cause(struct io *io)
+GLOBAL_IO(calls_of_cause, ())
 {
 	__u32 *calls, tid;
 
-	if (!io)
-		return -1;
 	calls = cause_calls(&io->cause, &tid);
 	return calls ? (int)(*calls & 0x7fffffff) : -1;
 }
 
 /* One more is under way. */
-__noinline int call_of_cause(struct io *io)
+GLOBAL_IO(call_of_cause, ())
 {
-	return io ? link_calls(&io->cause, 1) : 0;
+	return link_calls(&io->cause, 1);
 }
 
 /*
@@ -430,7 +462,7 @@ __noinline int call_of_cause(struct io *io)
  * its flow_exchange_id(). Sets io->cause and returns enum flow_evidence; the exchange it was made
  * for has one more call under way.
  */
-__noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exchange)
+GLOBAL_IO(link_call, (protocol, stream, exchange), __u32 protocol, __u32 stream, __u64 exchange)
 {
 	struct runtime *runtime;
 	struct hint *hint;
@@ -438,7 +470,7 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 	__u32 tgid;
 	__u64 sk;
 
-	if (!io || !cfg_link)
+	if (!cfg_link)
 		return 0;
 	io->cause.id = 0;
 	tgid = io->pid_tgid >> 32;
@@ -464,7 +496,7 @@ __noinline int link_call(struct io *io, __u32 protocol, __u32 stream, __u64 exch
 		if (calls_of_cause(io) >= 0)
 			return evidence; /* connecting counted as the call */
 	}
-	evidence = link_current(io, runtime, protocol);
+	evidence = link_current(io, protocol);
 	/*
 	 * Threads share a connection of HTTP/2, and one may write for others, after itself. A
 	 * thread makes one call at a time.
@@ -483,12 +515,10 @@ found:
 }
 
 /* The answer to a request without a parent comes: is it yet the thread's own? */
-__noinline int link_answered(struct io *io, __u64 exchange)
+GLOBAL_IO(link_answered, (exchange), __u64 exchange)
 {
 	struct thread *thread;
 
-	if (!io)
-		return 0;
 	thread = thread_of((__u32)io->pid_tgid);
 	if (thread && thread->alone == exchange)
 		thread->alone_ns = io->start_ns;
@@ -523,20 +553,20 @@ static __always_inline void hint_leave(__u64 sk, __u32 stream, const struct hint
 }
 
 /* A connection is being opened: its first request is for whom this thread runs now. */
-__noinline int link_connect(struct io *io)
+GLOBAL_IO(link_connect, ())
 {
 	struct hint hint = {};
 	__u32 tgid;
 	__u64 sk;
 	struct runtime *runtime;
 
-	if (!io || !cfg_link)
+	if (!cfg_link)
 		return 0;
 	tgid = io->pid_tgid >> 32;
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !(runtime->event_loop & EVENT_LOOP_CONNECTS))
 		return 0;
-	if (!link_current(io, runtime, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
+	if (!link_current(io, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
 		return 0;
 	sk = io->sk;
 	hint.cause = io->cause;
@@ -549,7 +579,7 @@ __noinline int link_connect(struct io *io)
 }
 
 /* A response to a request that was made for an exchange: this turn is that exchange's. */
-__noinline int link_heard(struct io *io, struct cause *cause)
+POINTERS int link_heard(struct io *io, struct cause *cause)
 {
 	struct thread *thread;
 

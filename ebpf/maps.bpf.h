@@ -17,6 +17,8 @@ struct cause {
 	__u64 id;    /* flow_exchange_id(); 0: no exchange */
 };
 
+#define RECORD_PLACE 1024 /* OLD_KERNEL: how far apart the records of a connection are */
+
 /* One direction of a connection as seen from this socket. */
 struct conn {
 	__u64 ino;	    /* the socket's inode: tells a reused address from the same socket */
@@ -34,16 +36,20 @@ struct conn {
 	__u8 confirmed;	    /* counted: no other protocol can be meant */
 	__u8 fresh;	    /* seen from its first byte on */
 	__u8 is_tcp;
-	__u8 deferred; /* sends under way that will be parsed at their exit */
-	__u8 upgraded; /* HTTP/1 gave it to another protocol: which one is not yet known */
-	__u8 lost;     /* HTTP/2: blocks were lost; bit 0 of requests, 1 of responses */
-	__u8 foreign;  /* known not to be the far end of one of the tracer's own */
-	__u8 pad[4];
+	__u8 deferred;	    /* sends under way that will be parsed at their exit */
+	__u8 upgraded;	    /* HTTP/1 gave it to another protocol: which one is not yet known */
+	__u8 lost;	    /* HTTP/2: blocks were lost; bit 0 of requests, 1 of responses */
+	__u8 foreign;	    /* known not to be the far end of one of the tracer's own */
+	__u32 last_stream;  /* HTTP/2: that began here */
 	struct cause cause; /* client: of the exchange in `rec` */
 	__u64 cgroups;	    /* address of the task's css_set, */
 	__u64 cgroup_id;    /* when this was its cgroup's id */
 	struct talk t;
 	struct flow_record rec; /* identity of the connection, and its oldest exchange */
+#ifdef OLD_KERNEL
+	__u8 pad[RECORD_PLACE - sizeof(struct flow_record)];
+	struct flow_record spare; /* as in struct io, at a place the verifier knows from `rec` */
+#endif
 };
 
 /* Records on their way to user space. One type, one size. */

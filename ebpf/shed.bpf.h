@@ -50,13 +50,12 @@ static __always_inline __u32 fate_drawn(__u64 key)
  * The fate of a request that begins, known by numbers that both its ends have. linked: its
  * client's side was made for io->cause.
  */
-__noinline int fate_begin(struct io *io, __u32 request_seq, __u32 base, __u32 client, __u32 linked)
+GLOBAL_IO(fate_begin, (request_seq, base, client, linked), __u32 request_seq, __u32 base,
+	  __u32 client, __u32 linked)
 {
 	__u64 key = (__u64)request_seq << 32 | base;
 	__u32 fate, *known;
 
-	if (!io)
-		return 0;
 	if (client) {
 		fate = linked ? io->cause.index >> 32 : fate_drawn(key);
 		bpf_map_update_elem(&fates, &key, &fate, BPF_ANY);

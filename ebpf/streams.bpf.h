@@ -15,13 +15,43 @@ static __always_inline __u64 stream_exchange(const struct conn *c, const struct 
 	return flow_exchange_id(c->rec.conn_id, e->start_ns, e->request_seq);
 }
 
+/* As in global.bpf.h, of functions that are given a stream. */
+#ifdef OLD_KERNEL
+#define GLOBAL_STREAM(name, values, ...)                                                           \
+	static __always_inline int name##_body(struct conn *c,                                     \
+					       struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__); \
+	__noinline int name##_old(__u64 sk, __u32 id __VA_OPT__(, ) __VA_ARGS__)                   \
+	{                                                                                          \
+		struct conn *c = bpf_map_lookup_elem(&conns, &sk);                                 \
+		struct stream_entry *e = stream_of(sk, id);                                        \
+                                                                                                   \
+		return c && e ? name##_body(c, e AND values) : 0;                                  \
+	}                                                                                          \
+	static __always_inline int name(struct conn *c,                                            \
+					struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__)         \
+	{                                                                                          \
+		(void)c;                                                                           \
+		return name##_old(e->sk, e->id AND values);                                        \
+	}                                                                                          \
+	static __always_inline int name##_body(struct conn *c,                                     \
+					       struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__)
+#else
+#define GLOBAL_STREAM(name, values, ...)                                                           \
+	static __always_inline int name##_body(struct conn *c,                                     \
+					       struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__); \
+	__noinline int name(struct conn *c, struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__)     \
+	{                                                                                          \
+		return c && e ? name##_body(c, e AND values) : 0;                                  \
+	}                                                                                          \
+	static __always_inline int name##_body(struct conn *c,                                     \
+					       struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__)
+#endif
+
 /* A stream is over: its record, written in place in the ring. */
-__noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
+GLOBAL_STREAM(stream_emit, (now), __u64 now)
 {
 	struct flow_record *r;
 
-	if (!c || !e)
-		return 0;
 	if (!c->t.sure)
 		return 0;
 	r = bpf_ringbuf_reserve(&records, sizeof(*r), 0);
@@ -63,12 +93,10 @@ __noinline int stream_emit(struct conn *c, struct stream_entry *e, __u64 now)
 	return 0;
 }
 
-__noinline int stream_over(struct conn *c, struct stream_entry *e, __u32 end, __u64 now)
+GLOBAL_STREAM(stream_over, (end, now), __u32 end, __u64 now)
 {
 	struct stream_key key = {};
 
-	if (!c || !e)
-		return 0;
 	key.sk = e->sk;
 	key.id = e->id;
 	e->end = end;
@@ -84,6 +112,27 @@ __noinline int stream_over(struct conn *c, struct stream_entry *e, __u32 end, __
 	c->open--;
 	return 0;
 }
+
+#ifdef OLD_KERNEL
+
+/* Before Linux 5.13 a map can't be walked: those that began last are looked for by number. */
+GLOBAL_CONN(streams_end, (end, now), __u32 end, __u64 now)
+{
+	__u32 id = c->last_stream, i;
+
+	for (i = 0; i < STREAMS_OLD && c->open; i++) {
+		struct stream_entry *e = stream_of(sk, id);
+
+		if (e)
+			stream_over(c, e, end, now);
+		id -= 2;
+	}
+	if (c->open)
+		lose(FLOW_LOSS_GAP);
+	return 0;
+}
+
+#else
 
 struct streams_ending {
 	struct conn *c;
@@ -102,16 +151,16 @@ static long stream_ending(void *map __attribute__((unused)),
 }
 
 /* End all streams of a connection. */
-__noinline int streams_end(struct conn *c, __u64 sk, __u32 end, __u64 now)
+GLOBAL_CONN(streams_end, (end, now), __u32 end, __u64 now)
 {
 	struct streams_ending ending = { c, sk, now, end };
 
-	if (!c)
-		return 0;
 	if (c->open) /* Linux 5.13 */
 		bpf_for_each_map_elem(&streams, stream_ending, &ending, 0);
 	return 0;
 }
+
+#endif
 
 /* The record that fragments of blocks are gathered in; it lives no longer than the I/O. */
 static __always_inline void block_reset(struct io *io)
@@ -123,15 +172,13 @@ static __always_inline void block_reset(struct io *io)
 }
 
 /* Hand a fragment over. */
-__noinline int block_emit(struct conn *c, struct io *io, __u32 more)
+GLOBAL_CONN_IO(block_emit, (more), __u32 more)
 {
 	struct flow_record *r;
 	struct stream *s;
 	__u32 flags;
 	__u8 bit;
 
-	if (!c || !io)
-		return 0;
 	s = io->request ? &c->t.req : &c->t.resp;
 	r = &io->spare;
 	bit = io->request ? 1 : 2;
@@ -211,6 +258,7 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 		}
 	}
 	c->open++;
+	c->last_stream = e->id;
 	if (c->rec.tgid != io->pid_tgid >> 32) {
 		tell_process(io, &c->rec);
 		tell_cgroup(c, &c->rec);
@@ -281,13 +329,11 @@ static __always_inline void frame_end(struct conn *c, struct io *io, struct stre
 		stream_half(c, io, e);
 }
 
-__noinline int http2_one(struct conn *c, struct io *io)
+GLOBAL_CONN_IO(http2_one, ())
 {
 	int result = STEP_INVALID, i;
 	struct stream *s;
 
-	if (!c || !io)
-		return STEP_INVALID;
 	s = io->request ? &c->t.req : &c->t.resp;
 	for (i = 0; i < 4; i++) {
 		result = http2_step(&c->t, s, &io->spare, &io->win);
@@ -298,13 +344,11 @@ __noinline int http2_one(struct conn *c, struct io *io)
 }
 
 /* What a step came to. Returns 0 when this I/O is done with. */
-__noinline int streams_heard(struct conn *c, struct io *io, __u32 result)
+GLOBAL_CONN_IO(streams_heard, (result), __u32 result)
 {
 	struct stream_entry *e;
 	struct stream *s;
 
-	if (!c || !io)
-		return 0;
 	s = io->request ? &c->t.req : &c->t.resp;
 	switch (result) {
 	case STEP_MORE:

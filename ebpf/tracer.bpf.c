@@ -394,13 +394,11 @@ int sys_exit(struct bpf_raw_tracepoint_args *ctx)
 /* ---- the work ------------------------------------------------------------------------- */
 
 /* How many bytes came, where several messages were received. */
-__noinline int many_bytes(struct io *io)
+GLOBAL_IO(many_bytes, ())
 {
 	__u32 i, total = 0;
 	__u64 at;
 
-	if (!io)
-		return 0;
 	at = io->vector;
 	for (i = 0; i < MMSGS && i < io->ret; i++) {
 		if (bpf_probe_read_user(&io->message, sizeof(io->message), (void *)at))
@@ -412,13 +410,11 @@ __noinline int many_bytes(struct io *io)
 }
 
 /* Take the next message of a vector up: io->left bytes. Returns 0 where that fails. */
-__noinline int many_next(struct io *io)
+GLOBAL_IO(many_next, ())
 {
 	struct user_mmsghdr *msg;
 	long len;
 
-	if (!io)
-		return 0;
 	msg = &io->message;
 	if (bpf_probe_read_user(msg, sizeof(*msg), (void *)io->vector))
 		return 0;

@@ -412,6 +412,8 @@ class Agent:
         attached = sum(program.attached for program in self._kernel.programs())
         what = " ".join(filter_flags(self._options)) or "this whole host"
         say(f"{attached} programs attached ({self._hooks}), tracing {what}")
+        if self._loaded.path == installed.OLD_OBJECT:
+            say(f"this kernel is older than Linux 5.17: {installed.OLD_MEANS}")
         if "CAP_SYS_PTRACE" not in privileges.held():
             say(
                 "without CAP_SYS_PTRACE processes of other users can't be looked into: what their "

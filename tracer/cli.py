@@ -94,9 +94,9 @@ def _dispatch(options: Options) -> int:
             return client.tail(options.socket, options.filter, options.output)
         case DoctorOptions():
             from tracer.doctor import doctor
-            from tracer.installed import OBJECT
+            from tracer.installed import fitting
 
-            return doctor(OBJECT, options.json, sys.stdout)
+            return doctor(fitting(), options.json, sys.stdout)
         case _:
             from tracer.installed import version
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TextIO
 
 from tracer.errors import WirespanError
+from tracer.installed import OLD_MEANS, OLD_OBJECT
 from tracer.kernel import hooks
 from tracer.kernel.filters import Filters
 from tracer.kernel.layout import read_object
@@ -28,7 +29,7 @@ def doctor(object_path: Path, as_json: bool, out: TextIO, system: System | None 
     if system is None:
         try:
             system = System(object=read_object(object_path))
-            built = Result("eBPF object", Status.OK, True, str(object_path), "", "")
+            built = _object(object_path)
         except WirespanError as error:
             system = System()
             built = _failed("eBPF object", error, "there is nothing to load")
@@ -57,6 +58,19 @@ def _lines(results: Iterable[Result], works: bool) -> Iterable[str]:
         yield f"{indent}{need}; {without}: {result.consequence}"
         yield f"{indent}remedy: {result.remedy}"
     yield "tracing will work" if works else "tracing will not work"
+
+
+def _object(path: Path) -> Result:
+    if path != OLD_OBJECT:
+        return Result("eBPF object", Status.OK, True, str(path), "", "")
+    return Result(
+        "eBPF object",
+        Status.LIMITED,
+        False,
+        f"{path}, for this kernel is older than Linux 5.17 (no bpf_loop)",
+        OLD_MEANS,
+        "use a newer kernel",
+    )
 
 
 def _failed(name: str, error: WirespanError, consequence: str) -> Result:

@@ -1,4 +1,4 @@
-"""What was installed with this code: its version, the compiled eBPF object."""
+"""What was installed with this code: its version, the compiled eBPF objects."""
 
 from __future__ import annotations
 
@@ -11,8 +11,15 @@ from tracer.errors import WirespanError
 # Of the distribution too, by pyproject.toml. Asking its metadata would take 3 MB, for that is mail.
 VERSION = "0.1.0"
 OBJECT = Path(__file__).parent / "objects" / "tracer.bpf.o"
-# By where their programs are hooked in.
-_OBJECTS = {"tracepoint": OBJECT, "fentry": OBJECT.with_name("fentry.bpf.o")}
+# With other hooks.
+_OBJECTS = {"fentry": OBJECT.with_name("fentry.bpf.o")}
+# The same for kernels without what OBJECT asks for most: bpf_loop(), of Linux 5.17.
+OLD_OBJECT = OBJECT.with_name("tracer-old.bpf.o")
+OLD_MEANS = (
+    "requests pipelined behind another are lost (pipeline_full), and event loops (nginx, "
+    "HAProxy, Node.js) link no requests"
+)
+_TYPES, _MARK = Path("/sys/kernel/btf/vmlinux"), b"\0BPF_FUNC_loop\0"
 
 
 def version() -> str:
@@ -20,15 +27,38 @@ def version() -> str:
     return VERSION
 
 
+def fitting(types: Path = _TYPES) -> Path:
+    """Where the eBPF object for hooks at system calls belongs, of this kernel.
+
+    types: the kernel's own; where there are none nothing can be loaded, and that is for others
+    to say.
+    """
+    return OLD_OBJECT if _is_old(types) else OBJECT
+
+
 def object_path(hooks: str = "tracepoint") -> Path:
     """Where the eBPF object of some hooks is; raises WirespanError where it was not built."""
-    path = _OBJECTS[hooks]
+    path = fitting() if hooks == "tracepoint" else _OBJECTS[hooks]
     if not path.is_file():
         raise WirespanError(
             f"cannot load programs: {path} does not exist",
             "in a clone, build it: make build",
         )
     return path
+
+
+def _is_old(types: Path) -> bool:
+    """Whether a kernel's types don't know what OBJECT needs, as of Linux before 5.17."""
+    try:
+        with types.open("rb") as file:
+            before = b""
+            while part := file.read(1 << 18):
+                if _MARK in before + part:
+                    return False
+                before = part[-len(_MARK) :]
+    except OSError:
+        return False
+    return True
 
 
 def command() -> str:

@@ -47,8 +47,9 @@ ip link set lo up
 mkdir -p /run/cached /run/out /run/built/upper /run/built/work
 mount -t 9p -o ro,trans=virtio,version=9p2000.L,cache=loose,msize=524288 cached /run/cached
 mount --bind {out} /run/out
-mount --bind /run/cached/usr /usr
-mount --bind /run/cached{root} {root}
+for place in /usr {python} {root}; do
+    mount --bind /run/cached$place $place
+done
 mount --bind /run/out {out}
 mount -t overlay -o lowerdir={built},upperdir=/run/built/upper,workdir=/run/built/work none {built}
 """
@@ -137,7 +138,7 @@ def _prepared(name: str, tests: bool, slow: int, first: str) -> tuple[Path, Path
     out.mkdir(parents=True)
     built.mkdir(parents=True, exist_ok=True)
     said = _TESTS.format(out=out, files=" ".join(core())) if tests else ""
-    text = first.format(root=ROOT, out=out, built=built)
+    text = first.format(root=ROOT, python=sys.base_prefix, out=out, built=built)
     text += _SCRIPT.format(root=ROOT, out=out, slow=slow, tests=said, log=_LOG)
     script = out / "script"
     script.write_text(text, encoding="utf-8")

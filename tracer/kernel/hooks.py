@@ -74,6 +74,8 @@ def lacking(root: Path = Path("/"), refusal: Callable[[], int] = sys.fentry_refu
         types = (root / "sys/kernel/btf/vmlinux").read_bytes()
     except OSError as error:
         return f"this kernel's types can't be read ({error.strerror})"
+    if not _knows(types, "BPF_FUNC_loop"):
+        return "this kernel is older than Linux 5.17 (no bpf_loop)"
     if missing := [name for name in names() if not _knows(types, name)]:
         return f"this kernel has no {', '.join(missing)}"
     if all(_knows(types, name) for name in _HOLDS):

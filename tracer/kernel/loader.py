@@ -112,7 +112,8 @@ class Kernel:
         """Read the object; the kernel is asked nothing yet. Raises LayoutError."""
         self.filters = filters or Filters()
         self.settings = settings or Settings()
-        self._object = read_object(Path(object_path))
+        self.path = Path(object_path)
+        self._object = read_object(self.path)
         self.layout: Layout = layout_of(self._object)
         self._cpus = sys.possible_cpus()
         self._bpf: Any = None

@@ -18,7 +18,8 @@ def host(tmp_path: Path) -> Callable[..., Path]:
     """Make a host: files by path, and what its kernel's types know beside the hooks."""
 
     def make(files: dict[str, str] | None = None, also: str = "", without: str = "") -> Path:
-        known = [name for name in (*hooks.names(), *also.split()) if name != without]
+        known = (*hooks.names(), "BPF_FUNC_loop", *also.split())
+        known = tuple(name for name in known if name != without)
         types = tmp_path / "sys/kernel/btf/vmlinux"
         types.parent.mkdir(parents=True)
         types.write_bytes(b"\0" + b"\0".join(map(str.encode, known)) + b"\0")
@@ -54,6 +55,11 @@ def test_a_kernel_that_takes_none(host: Callable[..., Path], refused: int, says:
 @pytest.mark.parametrize("name", ["tcp_recvmsg", "btf_trace_sock_send_length"])
 def test_what_is_missing_is_named(host: Callable[..., Path], name: str) -> None:
     assert lacking(host(without=name)) == f"this kernel has no {name}"
+
+
+def test_an_old_kernel(host: Callable[..., Path]) -> None:
+    """The object for hooks in functions is not made for it."""
+    assert "older than Linux 5.17" in lacking(host(without="BPF_FUNC_loop"))
 
 
 def test_no_types(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def host(tmp_path: Path) -> Path:
     (root / "proc/self/ns/pid").write_text("")
     (root / "proc/config.gz").write_bytes(gzip.compress(CONFIG))
     (root / "sys/kernel/btf").mkdir(parents=True)
-    known = "\0".join(["btf_trace_sched_switch", *hooks.names()])
+    known = "\0".join(["btf_trace_sched_switch", "BPF_FUNC_loop", *hooks.names()])
     (root / "sys/kernel/btf/vmlinux").write_bytes(f"\0{known}\0".encode())
     for event in EVENTS:
         (root / "sys/kernel/tracing/events/syscalls" / event).mkdir(parents=True)
