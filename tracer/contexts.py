@@ -19,6 +19,7 @@ from pathlib import Path
 from tracer.errors import KernelError
 from tracer.kernel import sys, uprobes
 from tracer.kernel.loader import Kernel
+from tracer.probed import Probed
 from tracer.protocols.base import Processes
 from tracer.runtimes.cpython import CPython
 from tracer.runtimes.golang import GRPC, Go
@@ -50,6 +51,7 @@ EVENT_LOOPS = {"nginx": TURNS | CONNECTS, "haproxy": TURNS, "envoy": TURNS}
 # An interpreter that was just exec'ed needs a while until it can be read, in seconds.
 _AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 _QUEUE = 4096
+_SAID = 4096
 _NOBODY = 0  # no process: wakes the thread up
 
 
@@ -143,7 +145,7 @@ class Contexts:
         self._say = say
         self._said: set[tuple[int, int]] = set()
         self._runtimes = Runtimes()
-        self._probes: list[uprobes.Uprobe] = []
+        self._probed = Probed(self._runtimes)
         self._queue: queue.Queue[int] = queue.Queue(_QUEUE)
         self._later: list[tuple[float, int, int]] = []  # when, process, how often before
         self._stop = threading.Event()
@@ -175,8 +177,7 @@ class Contexts:
             with contextlib.suppress(queue.Full):  # then it has something to wake up for
                 self._queue.put_nowait(_NOBODY)
             self._thread.join()
-        uprobes.take_off(self._probes)
-        self._probes.clear()
+        self._probed.close()
 
     def _work(self) -> None:
         while not self._stop.is_set():
@@ -185,8 +186,11 @@ class Contexts:
             self._later = [entry for entry in self._later if entry[0] > now]
             for _, pid, tried in due:
                 self._look(pid, tried)
+            if now >= self._probed.due:
+                self._probed.sweep()
+            wait = max(0.0, self._probed.due - time.monotonic())
             try:
-                pid = self._queue.get(timeout=0.05 if self._later else None)
+                pid = self._queue.get(timeout=min(0.05, wait) if self._later else wait)
             except queue.Empty:
                 continue
             if pid == _NOBODY:
@@ -204,16 +208,19 @@ class Contexts:
                 self._later.append((time.monotonic() + _AGAIN[tried], pid, tried + 1))
             return
         if found.reason and found.file not in self._said:
+            if len(self._said) >= _SAID:  # then some are said again
+                self._said.clear()
             self._said.add(found.file)
             self._say(f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}")
         try:
             if found.first:
                 self._probe(found)
         except KernelError as error:
-            self._runtimes.detached(found.file)  # the next process may have more luck
+            self._probed.let_go(found.file)  # the next process may have more luck
             if os.path.exists(f"/proc/{pid}"):
                 self._say(f"{error}; links inside such processes will be missing")
             return
+        self._probed.uses(pid, found.file)
         try:
             sys.map_update(self._map, struct.pack("=I", pid), value_of(found))
         except OSError as error:
@@ -223,17 +230,18 @@ class Contexts:
         """Attach what the runtime needs to its file, for all its processes."""
         match found.runtime:
             case CPython(copy_current=int(offset)):
-                self._attach("python_copied", found.path, offset, at_return=True)
+                self._attach("python_copied", found, offset, at_return=True)
             case Go(functions=functions):
                 for name in functions.keys() & GO_PROBES.keys():
-                    self._attach(GO_PROBES[name], found.path, functions[name].cheap)
+                    self._attach(GO_PROBES[name], found, functions[name].cheap)
             case Node(turns=turns):
                 for offset in turns:
-                    self._attach("node_turn", found.path, offset)
+                    self._attach("node_turn", found, offset)
 
-    def _attach(self, program: str, path: Path, offset: int, *, at_return: bool = False) -> None:
-        probe = uprobes.attach(self._programs[program], path, offset, at_return=at_return)
-        self._probes.append(probe)
+    def _attach(self, program: str, found: Found, offset: int, *, at_return: bool = False) -> None:
+        fd = self._programs[program]
+        probe = uprobes.attach(fd, found.path, offset, at_return=at_return)
+        self._probed.add(found.file, probe)
 
 
 class Announced:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import struct
@@ -11,12 +12,12 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 
-from tracer import contexts
+from tracer import contexts, probed
 from tracer.contexts import EVENT_LOOPS, GO_PROBES, PROGRAMS, RUNTIME, Announced, Contexts, value_of
 from tracer.errors import KernelError
 from tracer.kernel import sys as kernel_sys
@@ -28,7 +29,7 @@ from tracer.runtimes.cpython import CPython
 from tracer.runtimes.golang import GRPC, WANTED_FUNCTIONS, WANTED_MEMBERS, Go
 from tracer.runtimes.node import Node
 from tracer.runtimes.pclntab import Function
-from tracer.runtimes.watch import Found, Runtimes
+from tracer.runtimes.watch import FileId, Found, Runtimes
 from tracer.spans import Resource
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,6 +304,75 @@ def test_probes_once_for_a_file(looked: Looked) -> None:
     )
     looked.contexts.close()
     assert looked.closed == 5 and len(looked.updates) == 4
+
+
+def hasten(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probed, "EVERY_S", 0.01)
+    monkeypatch.setattr(probed, "SHARE", 1.0)
+    looked.contexts._probed.due = 0.0
+
+
+def test_probes_go_with_the_last_process_of_their_file(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasten(looked, monkeypatch)
+    asked: list[set[FileId]] = []
+    others: list[set[FileId] | None] = [None, {(8, 16)}, set()]
+    gone: list[FileId] = []
+    python = found(CPYTHON, pid=os.getppid(), path="/usr/bin/python")
+
+    def in_use(_: Runtimes, files: set[FileId]) -> set[FileId]:
+        asked.append(set(files))
+        answer = others.pop(0)
+        if answer is None:
+            raise OSError(errno.EMFILE, "none left")
+        return answer
+
+    monkeypatch.setattr(Runtimes, "in_use", in_use)
+    monkeypatch.setattr(Runtimes, "gone", lambda _, file: gone.append(file))
+    with subprocess.Popen(["sleep", "60"]) as child:
+        looked.answers = {child.pid: [found(GO, pid=child.pid)], os.getppid(): [python]}
+        looked.contexts.start()
+        assert len(looked.attached) == 3
+        time.sleep(0.2)
+        assert not asked, "a process that is known lives on"
+        child.kill()
+    # First nobody knows, then another process has the file, then none has.
+    looked.wait(lambda: looked.closed == 2)
+    assert asked == [{(8, 16)}] * 3 and gone == [(8, 16)]
+    looked.contexts.close()
+    assert looked.closed == 3
+
+
+def test_a_process_that_execs_uses_its_former_file_no_more(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hasten(looked, monkeypatch)
+    monkeypatch.setattr(Runtimes, "in_use", lambda *_: set())
+    me = os.getppid()
+    looked.answers = {me: [found(GO, pid=me), found(None, pid=me, path="/bin/plain", first=False)]}
+    looked.contexts.start()
+    looked.contexts.exec(me)
+    looked.wait(lambda: looked.closed == 2)
+    looked.contexts.close()
+
+
+def test_probes_of_a_file_that_takes_but_some_are_taken_off(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach = looked.attach
+
+    def refused(*args: Any, **options: Any) -> Looked:
+        if looked.attached:
+            raise KernelError("no more")
+        return attach(*args, **options)
+
+    monkeypatch.setattr(uprobes, "attach", refused)
+    looked.answers = {os.getppid(): [found(GO)]}
+    looked.contexts.start()
+    assert len(looked.attached) == looked.closed == 1
+    looked.contexts.close()
+    assert looked.closed == 1
 
 
 def test_an_interpreter_that_starts_is_looked_at_again(looked: Looked) -> None:

@@ -21,6 +21,7 @@ class Mapping:
     end: int
     offset: int
     path: str  # as the process sees it
+    inode: int = 0
 
     @property
     def name(self) -> str:
@@ -52,7 +53,8 @@ def mappings(pid: int, root: Path = Path("/proc")) -> list[Mapping]:
         if len(parts) < 6 or not parts[5].startswith("/"):
             continue
         start, _, end = parts[0].partition("-")
-        where = Mapping(int(start, 16), int(end, 16), int(parts[2], 16), parts[5])
+        place = int(start, 16), int(end, 16), int(parts[2], 16)
+        where = Mapping(*place, parts[5], int(parts[4]))
         seen.setdefault((parts[3], parts[4]), where)
     return list(seen.values())
 

@@ -11,7 +11,8 @@ import os
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,18 +105,44 @@ class Runtimes:
         with self._lock:
             self._processes.pop(pid, None)
 
-    def detached(self, file: FileId) -> None:
+    def gone(self, file: FileId) -> None:
         """Have the next process with a file reported as the first: its uprobes are gone."""
         with self._lock:
             self._reported.discard(file)
+            for key in [key for key in self._images if key[:2] == file]:
+                del self._images[key]
+
+    def in_use(self, files: Set[FileId]) -> set[FileId]:
+        """Return those of `files` that some process has mapped, and perhaps others.
+
+        Raises OSError where that can't be told.
+        """
+        used: set[FileId] = set()
+        for name in os.listdir(self._proc):
+            if not name.isdigit():
+                continue
+            try:
+                mapped = list(self._wanted(int(name)))
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # ended, a thread of the kernel's, or never looked at
+            for mapping in mapped:
+                # The number says it where the file was removed and can't be reached any more.
+                used |= {file for file in files if file[1] == mapping.inode}
+                with suppress(OSError):
+                    status = os.stat(mapping.file(int(name), self._proc))
+                    used.add((status.st_dev, status.st_ino))
+        return used
+
+    def _wanted(self, pid: int) -> Iterator[Mapping]:
+        """Give the files a process maps that may hold a runtime; raises OSError."""
+        executable = os.readlink(self._proc / str(pid) / "exe")
+        for mapping in mappings(pid, self._proc):
+            if mapping.path == executable or _LIBRARY.match(mapping.name):
+                yield mapping
 
     def _classify(self, pid: int) -> Found:
-        executable = os.readlink(self._proc / str(pid) / "exe")
         result: Found | None = None
-        mapped = mappings(pid, self._proc)
-        for mapping in mapped:
-            if mapping.path != executable and not _LIBRARY.match(mapping.name):
-                continue
+        for mapping in self._wanted(pid):
             path = mapping.file(pid, self._proc)
             try:
                 status = os.stat(path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -33,7 +35,7 @@ def test_a_process_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert told == [one]
     again = runtimes.look(os.getpid(), again=True)
     assert again is not None and not again.first and again.file == one.file
-    runtimes.detached(one.file)
+    runtimes.gone(one.file)
     runtimes.forget(os.getpid())
     anew = runtimes.look(os.getpid())
     assert anew is not None and anew.first
@@ -43,6 +45,65 @@ def test_a_vanished_process() -> None:
     runtimes = Runtimes(lambda found: pytest.fail(f"told of {found}"))
     assert runtimes.look(ended()) is None
     runtimes.forget(ended())
+
+
+def identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
+def test_a_file_is_in_use_as_long_as_a_process_has_it(tmp_path: Path) -> None:
+    runtimes = Runtimes()
+    program = tmp_path / "program"
+    shutil.copy(shutil.which("sleep") or "", program)
+    file, other = identity(program), (identity(program)[0], 1)
+    assert not runtimes.in_use({file, other}) & {file, other}
+    with subprocess.Popen([program, "60"]) as child:
+        assert file in runtimes.in_use({file, other})
+        program.unlink()
+        assert file in runtimes.in_use({file, other}), "though it was removed"
+        child.kill()
+    assert not runtimes.in_use({file, other}) & {file, other}
+
+
+def test_a_library_that_was_removed_is_in_use(tmp_path: Path) -> None:
+    """By its number: the path leads nowhere, and map_files takes a right that may be lacking."""
+    runtimes, library = Runtimes(), tmp_path / "libpython3.99.so.1.0"
+    library.write_bytes(bytes(4096))
+    file = identity(library)
+    code = (
+        "import mmap, sys\n"
+        f"with open({str(library)!r}, 'rb') as file:\n"
+        "    held = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as child:
+        assert child.stdout and child.stdout.readline()
+        library.unlink()
+        assert file in runtimes.in_use({file})
+        child.kill()
+    assert file not in runtimes.in_use({file})
+
+
+def test_that_nobody_can_look_is_not_taken_for_nobody_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def none_left(*_: object) -> list[object]:
+        raise OSError(errno.EMFILE, "no descriptors")
+
+    monkeypatch.setattr(watch, "mappings", none_left)
+    with pytest.raises(OSError, match="no descriptors"):
+        Runtimes().in_use({(1, 2)})
+
+
+def test_what_was_read_of_a_file_is_forgotten_with_it() -> None:
+    runtimes = Runtimes()
+    one = runtimes.look(os.getpid())
+    assert one is not None and any(key[:2] == one.file for key in runtimes._images)
+    runtimes.gone(one.file)
+    assert not any(key[:2] == one.file for key in runtimes._images)
 
 
 def test_many_threads_and_one_first() -> None:
