@@ -179,9 +179,15 @@ def start(tmp_path: Path) -> Iterator[Start]:
             )
             stack.enter_context(process)
             stack.callback(process.kill)
+            # An exec that is under way has the new executable and no arguments yet.
+            wait_until(lambda: bool(arguments(process.pid)))
             return process
 
         yield run
+
+
+def arguments(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
 
 
 def started_ns(pid: int) -> int:
@@ -243,7 +249,8 @@ def test_a_program_is_called_as_the_link_it_was_run_by(start: Start, tmp_path: P
     # What a process calls itself is no file, or another one.
     for title in ("store-other", "sleep", "store-server 127.0.0.1:6379"):
         process = start("bash", "-c", f"exec -a '{title}' {path} 60")
-        wait_until(lambda pid=process.pid: os.path.samefile(f"/proc/{pid}/exe", path))  # type: ignore[misc]
+        words = [title.encode(), b"60"]
+        wait_until(lambda pid=process.pid, words=words: arguments(pid) == words)  # type: ignore[misc]
         name = "store-server" if title.startswith("store-server ") else "store-check"
         assert resource_of(process.pid)["service.name"] == name
         # The exec tells more than what the process made of its arguments.
