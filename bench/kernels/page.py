@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.kernels.cost import MEASURES
-from bench.kernels.guest import SLOW, Answer
+from bench.kernels.guest import ROOT, SLOW, Answer
 from bench.kernels.images import Image
 from bench.markdown import paragraphs
 
@@ -135,7 +135,8 @@ def _words(name: str, answer: Answer) -> list[str]:
     lines = []
     for check, found in answer.checks.items():
         if _matters(found):
-            lines.append(f"- **{name}**, {check}: {found['seen']}; {found['consequence']}")
+            seen = found["seen"].replace(f"{ROOT}/", "")
+            lines.append(f"- **{name}**, {check}: {seen}; {found['consequence']}")
     lines += [f"- **{name}**, `{test}`: {why}" for test, why in answer.tests.items() if why]
     if answer.late:
         lines.append(f"- **{name}**: the tests did not end in time")

@@ -24,7 +24,8 @@ JUNIT = """<testsuites><testsuite>
 def left(out: Path, works: bool) -> Path:
     """What a guest writes."""
     check = {"name": "programs", "status": "ok", "seen": "all", "consequence": "", "remedy": ""}
-    bad = {**check, "name": "helpers", "status": "limited", "seen": "none", "consequence": "slow"}
+    bad = {**check, "name": "helpers", "status": "limited", "consequence": "slow"}
+    bad["seen"] = f"none in {guest.ROOT}/tracer"
     (out / "release").write_text("6.1.0-test\n")
     (out / "doctor.json").write_text(json.dumps({"works": works, "checks": [check, bad]}))
     (out / "tracepoint.xml").write_text(JUNIT)
@@ -57,7 +58,7 @@ def test_answer_and_page(tmp_path: Path) -> None:
     assert "| MySQL | **no** | yes | not run |" in text
     assert "| linking by thread | not run | not run | not run |" in text
     assert "| 6.1 | untraced | 1,234 | - | - | - |\n| 6.1 | fentry | - | - | - | 2 |" in text
-    assert "- **6.1**, helpers: none; slow" in text
+    assert "- **6.1**, helpers: none in tracer; slow" in text
     assert "- **6.1**, `tracepoint test_mysql::test_b[x]`: assert 1 == 2" in text
     assert "- **newest**: no boot" in text
     assert "- **host**: the tests did not end in time" in text
