@@ -243,6 +243,7 @@ class Agent:
                 # What is there by now stays: not to be looked through time and again.
                 gc.collect()
                 gc.freeze()
+                memory.give_back()
                 if self._governor:
                     self._governor.start()
                 self._banner()

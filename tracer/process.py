@@ -44,6 +44,11 @@ from itertools import dropwhile
 from types import MappingProxyType
 from typing import NamedTuple, TypeVar
 
+try:
+    from _sha1 import sha1  # type: ignore[import-not-found]
+except ImportError:  # a Python that was built without
+    from hashlib import sha1
+
 from tracer.resource import (
     Attributes,
     Containers,
@@ -334,6 +339,12 @@ _INSTANCE_NAMESPACE = uuid.UUID("4d63009a-8d0f-11ee-aad7-4c796ed8e320")
 _MAX_ANCESTORS = 4
 
 
+def _uuid5(name: str) -> uuid.UUID:
+    """As uuid.uuid5, but hashlib would load OpenSSL, 3.4 MB, where Python has SHA-1 of its own."""
+    digest = sha1(_INSTANCE_NAMESPACE.bytes + name.encode(), usedforsecurity=False).digest()
+    return uuid.UUID(bytes=digest[:16], version=5)
+
+
 @dataclass(frozen=True, slots=True)
 class _Process:
     """What could be learnt about a process; "" and empty are not known."""
@@ -478,7 +489,7 @@ class ProcessTable:
         # A pod in the host's network has the host's name.
         pod = "" if pod == self._host.get("host.name") else pod
         language = language_of(posixpath.basename(process.exe))
-        instance = uuid.uuid5(_INSTANCE_NAMESPACE, f"{self._host_id}:{tgid}:{start_ns}")
+        instance = _uuid5(f"{self._host_id}:{tgid}:{start_ns}")
         created = datetime.fromtimestamp((self._boot_unix_ns + start_ns) // 10**6 / 1000, UTC)
         facts: dict[str, AttributeValue] = {
             "service.instance.id": str(instance),

@@ -15,7 +15,7 @@ import os
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 # What may stay free at the end of the heap, and the smallest block with a mapping of its own.
-KEPT_BYTES, MAPPED_BYTES = 8 << 20, 32 << 20
+KEPT_BYTES, MAPPED_BYTES = 4 << 20, 32 << 20
 
 # Read by numpy when it is imported. A huge page is resident as a whole once a byte of it is
 # used, and tables here are sparse. Its linear algebra is not used, and needs no threads.

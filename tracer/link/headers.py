@@ -22,7 +22,6 @@ import re
 from base64 import b64decode
 from binascii import Error
 from collections.abc import Sequence
-from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,6 +111,9 @@ def _skywalking(trace: bytes, segment: bytes, span: bytes) -> tuple[bytes, bytes
         return None
     if not trace or not segment:
         return None
+    # Of SkyWalking's agents only, and with it comes OpenSSL.
+    from hashlib import blake2b
+
     return (
         blake2b(trace, digest_size=16).digest(),
         blake2b(segment + b"\0" + span, digest_size=8).digest(),
