@@ -44,14 +44,16 @@ class BoundedQueue(Generic[Item]):
             self._bytes -= size
             return item
 
-    def get_up_to(self, size: int, timeout: float | None = None) -> list[Item]:
+    def get_up_to(self, size: int, timeout: float | None = None, linger: float = 0.0) -> list[Item]:
         """Take what is there, oldest first, up to `size` bytes and at least one item.
 
-        Waits for the first item. An empty list means closed and empty, or that `timeout`
-        seconds have passed.
+        Waits for the first item, and then for `linger` seconds for as many as that takes. An
+        empty list means closed and empty, or that `timeout` seconds have passed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._items or self._closed, timeout)
+            if linger and self._items:
+                self._changed.wait_for(lambda: self._bytes >= size or self._closed, linger)
             taken: list[Item] = []
             while self._items and (not taken or self._items[0][1] <= size):
                 item, item_size = self._items.popleft()

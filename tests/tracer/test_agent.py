@@ -321,6 +321,25 @@ def test_queue_wait_ends() -> None:
     closing.join()
 
 
+def test_queue_lingers_for_a_batch_but_not_beyond_its_time() -> None:
+    queue: BoundedQueue[str] = BoundedQueue(100)
+    queue.put("a", 10)
+    more = [threading.Timer(0.05 * n, queue.put, (str(n), 10)) for n in (1, 2)]
+    for timer in more:
+        timer.start()
+    assert queue.get_up_to(30, 10.0, linger=10.0) == ["a", "1", "2"]
+    for timer in more:
+        timer.join()
+    queue.put("b", 10)
+    assert queue.get_up_to(30, 10.0, linger=0.01) == ["b"]
+    assert queue.get_up_to(30, 0.01, linger=10.0) == []
+    queue.put("c", 10)
+    closing = threading.Timer(0.05, queue.close)
+    closing.start()
+    assert queue.get_up_to(30, 10.0, linger=10.0) == ["c"]
+    closing.join()
+
+
 def lines(batch: SpanBatch) -> list[str]:
     return [f"span {number}" for number in batch.start_ns.tolist()]
 
