@@ -379,7 +379,7 @@ class Agent:
         """What the process used so far, and for how much."""
         pipeline, arrived = self._pipeline, self._pipeline.records
         if arrived != self._looked[0]:  # else the ring wasn't full, and idleness costs nothing
-            self._looked = arrived, self._kernel.losses()["ring_full"]
+            self._looked = arrived, self._kernel.ring_full()
         lost = pipeline.reader_full + self._looked[1]
         return Look(time.monotonic(), time.process_time(), arrived, pipeline.worked, lost)
 

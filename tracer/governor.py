@@ -1,10 +1,11 @@
 """Keeps the tracer's CPU under a cap: by letting traces go, and at the worst by pausing.
 
-Every PERIOD_S it looks at what the process used of late and what came meanwhile. If that is
-more than the cap, or the buffer behind the ring fills, the kernel is told to let go of every
-other trace more (ebpf/shed.bpf.h): these cost the tracer nothing. When there is much room, it
-takes one step back. Until that has worked, and where it can't (what is left costs too much
-all the same), the worker pauses, so that the buffer and then the ring fill, which is counted.
+Every PERIOD_S, or half as often where nothing comes, it looks at what the process used of late
+and what came meanwhile. If that is more than the cap, or the buffer behind the ring fills, the
+kernel is told to let go of every other trace more (ebpf/shed.bpf.h): these cost the tracer
+nothing. When there is much room, it takes one step back. Until that has worked, and where it
+can't (what is left costs too much all the same), the worker pauses, so that the buffer and then
+the ring fill, which is counted.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-PERIOD_S = 0.25
+PERIOD_S, IDLE_PERIOD_S = 0.25, 0.5
 # Looks that are taken together: a burst of less than a second is the buffer's.
 WINDOW = 4
 MAX_LEVEL = 16
@@ -109,8 +110,13 @@ class Governor:
         return min(MAX_PAUSE_S, max(0.0, self._debt / self._cores))
 
     def _run(self) -> None:
-        while not self._ended.wait(PERIOD_S):
-            self.step(self._look(), self._fill())
+        period = PERIOD_S
+        while not self._ended.wait(period):
+            before = self._looks[-1].arrived if self._looks else -1
+            now = self._look()
+            self.step(now, self._fill())
+            # Where nothing comes there is nothing to govern.
+            period = PERIOD_S if self._armed or now.arrived != before else IDLE_PERIOD_S
 
     def step(self, now: Look, fill: float) -> None:
         """Look, and raise or lower the level."""

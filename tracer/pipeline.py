@@ -42,6 +42,8 @@ FLUSH_S, FLUSH_MANY_S = 0.03, 0.1
 # How long to leave the ring alone. Each visit costs about as much as a hundred records,
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
+# Where nothing comes at all, waits grow beyond that, slowly: by a tenth each.
+IDLE_WAIT, IDLE_GROWTH = 0.2, 1.1
 FEW_RECORDS, MANY_RECORDS = 1_024, 4_096
 # So long after the last batch of many, memory that is free is given back, in seconds.
 REST_S, MUCH_RECORDS = 1.0, 256
@@ -286,6 +288,8 @@ class Pipeline:
 
 def next_wait(wait: float, records: int) -> float:
     """How long to leave the ring alone, in seconds, after a wait that gathered `records`."""
+    if not records and wait >= MAX_WAIT:
+        return min(IDLE_WAIT, wait * IDLE_GROWTH)
     if records < FEW_RECORDS:
         return min(MAX_WAIT, wait * 2)
     if records > MANY_RECORDS:

@@ -53,33 +53,51 @@ class KernelView:
         self._read()
 
     def _read(self) -> None:
+        self._read_counts()
+        self._read_losses()
+        self._read_missed()
+        self._read_fill()
+
+    def _read_counts(self) -> None:
         self._counts = {
             name.removeprefix(COUNT_PREFIX).lower(): value
             for name, value in self._kernel.counts().items()
         }
+
+    def _read_losses(self) -> None:
         self._losses = {KERNEL[name].name: value for name, value in self._kernel.losses().items()}
-        self._losses["hook_missed"] = self._kernel.missed()
+
+    def _read_missed(self) -> None:
+        self._missed = self._kernel.missed()
+
+    def _read_fill(self) -> None:
         self._ring_fill = self._kernel.ring.fill()
 
-    def refresh(self) -> None:
-        """Read counters from the kernel; nothing after `close`."""
+    def _refresh(self, *parts: Callable[[], None]) -> None:
+        """Read from the kernel; nothing after `close`."""
         with self._lock:
             if not self._closed:
-                self._read()
+                for read in parts:
+                    read()
 
     def counts(self) -> dict[str, int]:
         """What the kernel side counted, by short name."""
-        self.refresh()
+        self._refresh(self._read_counts)
         return dict(self._counts)
 
     def losses(self) -> dict[str, int]:
         """What the kernel side lost, by short name."""
-        self.refresh()
-        return dict(self._losses)
+        self._refresh(self._read_losses, self._read_missed)
+        return {**self._losses, "hook_missed": self._missed}
+
+    def ring_full(self) -> int:
+        """How many records the ring had no room for; asked often, so it is all that is read."""
+        self._refresh(self._read_losses)
+        return self._losses["ring_full"]
 
     def ring_fill(self) -> float:
         """How full the ring is, from 0 to 1."""
-        self.refresh()
+        self._refresh(self._read_fill)
         return self._ring_fill
 
     def shed(self, value: int) -> None:

@@ -25,6 +25,8 @@ from tracer.match import parse
 from tracer.monitor import Rates, cpu_seconds, rss_bytes
 from tracer.pipeline import (
     FEW_RECORDS,
+    IDLE_GROWTH,
+    IDLE_WAIT,
     MANY_RECORDS,
     MAX_WAIT,
     MIN_WAIT,
@@ -287,6 +289,13 @@ def test_waits_follow_traffic_within_bounds() -> None:
     for _ in range(20):
         wait = next_wait(wait, FEW_RECORDS - 1)
     assert wait == MAX_WAIT
+    idle = wait
+    for _ in range(20):
+        longer = next_wait(idle, 0)
+        assert longer <= idle * IDLE_GROWTH, "traffic with gaps is not left alone for longer"
+        idle = longer
+    assert idle == IDLE_WAIT
+    assert next_wait(idle, 1) == MAX_WAIT
     assert next_wait(wait, FEW_RECORDS) == wait == next_wait(wait, MANY_RECORDS)
     for _ in range(20):
         wait = next_wait(wait, MANY_RECORDS + 1)

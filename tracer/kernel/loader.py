@@ -333,7 +333,8 @@ class Kernel:
     def _counters(self, map_name: str, enum: str, prefix: str) -> dict[str, int]:
         fd = self._bpf[map_name].get_fd()
         members = self.layout.members(enum, prefix)
-        return {name: sys.percpu_sum(fd, index, self._cpus) for name, index in members.items()}
+        sums = sys.percpu_sums(fd, max(members.values()) + 1, self._cpus)
+        return {name: sums[index] for name, index in members.items()}
 
     def _detach(self) -> None:
         # The end of each link waits 40 ms for whoever is in its program; all wait at once where

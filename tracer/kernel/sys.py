@@ -27,6 +27,7 @@ _PROG_LOAD = 5
 _PROG_GET_NEXT_ID = 11
 _MAP_GET_NEXT_ID = 12
 _OBJ_GET_INFO_BY_FD = 15
+_MAP_LOOKUP_BATCH = 24
 _LINK_CREATE = 28
 _LINK_GET_NEXT_ID = 31
 _ENABLE_STATS = 32
@@ -38,6 +39,9 @@ _PROG_TYPE_TRACING = 26
 _TRACE_FENTRY = 24  # enum bpf_attach_type
 _TRACE_UPROBE_MULTI = 48  # enum bpf_attach_type
 _UPROBE_MULTI_RETURN = 1
+
+# What the kernel answers that can't look up in batches, or not in such a map: 524 is ENOTSUPP.
+_NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, 524)
 
 _MAP_TYPES = {
     1: "hash",
@@ -138,10 +142,31 @@ def map_update(fd: int, key: bytes, value: bytes) -> None:
     _bpf(_MAP_UPDATE_ELEM, attributes)
 
 
-def percpu_sum(fd: int, index: int, cpus: int) -> int:
-    """Return the sum over CPUs of one u64 of a per-CPU array; raises OSError."""
-    raw = map_lookup(fd, struct.pack("=I", index), 8 * cpus)
-    return sum(struct.unpack(f"={cpus}Q", raw))
+def percpu_sums(fd: int, entries: int, cpus: int) -> list[int]:
+    """Return the sums over CPUs of the u64s of a per-CPU array of so many; raises OSError.
+
+    By one call, for each costs some 15 us in Python; one by one before Linux 5.13.
+    """
+    try:
+        raw = _lookup_batch(fd, entries, 8 * cpus)
+    except OSError as error:
+        if error.errno not in _NO_BATCH:
+            raise
+        keys = (struct.pack("=I", index) for index in range(entries))
+        raw = b"".join(map_lookup(fd, key, 8 * cpus) for key in keys)
+    numbers = struct.unpack(f"={entries * cpus}Q", raw)
+    return [sum(numbers[at : at + cpus]) for at in range(0, len(numbers), cpus)]
+
+
+def _lookup_batch(fd: int, entries: int, value_bytes: int) -> bytes:
+    """Return the values of the first `entries` of an array, in order; raises OSError."""
+    keys = ctypes.create_string_buffer(4 * entries)
+    values = ctypes.create_string_buffer(value_bytes * entries)
+    last = ctypes.create_string_buffer(4)
+    addresses = [ctypes.addressof(buffer) for buffer in (last, keys, values)]
+    attributes = _packed("=QQQQIIQQ", 0, *addresses, entries, fd, 0, 0)
+    _bpf(_MAP_LOOKUP_BATCH, attributes)
+    return values.raw
 
 
 def possible_cpus(path: Path = Path("/sys/devices/system/cpu/possible")) -> int:
