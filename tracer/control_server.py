@@ -7,9 +7,11 @@ read whole before it is answered: there are no calls here that take more than on
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 
 from h2.errors import ErrorCodes
@@ -23,6 +25,9 @@ from tracer.grpc_wire import CONTENT_TYPE, PREFIX, Wire
 MAX_REQUEST = 64 << 10
 MAX_CONNECTIONS = 32
 STOP_S = 2.0
+# What keeps a caller from being taken in for a while, and how long until the next try.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)
+PAUSE_S = 0.1
 
 # Takes a request's message and whether the caller is still there; gives the answer's messages.
 Method = Callable[[bytes, Callable[[], bool]], Iterator[bytes]]
@@ -88,8 +93,11 @@ class Server:
         while True:
             try:
                 sock, _ = self._socket.accept()
-            except OSError:
-                return
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    return  # closed
+                time.sleep(PAUSE_S)  # the caller waits in line
+                continue
             with self._lock:
                 if len(self._connections) >= MAX_CONNECTIONS:
                     sock.close()
@@ -198,7 +206,7 @@ class _Connection:
                     method = self._methods.get(call.path)
                     if method is None:
                         raise Refused("UNIMPLEMENTED", f"no method {call.path}")
-                    for body in method(_request(call), lambda: call.wanted):
+                    for body in _heard(method(_request(call), lambda: call.wanted)):
                         if not begun:
                             self._head(stream_id, call)
                             begun = True
@@ -254,6 +262,14 @@ class _Connection:
             headers = trailers if begun else [*_HEAD, *trailers]
             self._wire.h2.send_headers(stream_id, headers, end_stream=True)
             self._wire.flush()
+
+
+def _heard(bodies: Iterator[bytes]) -> Iterator[bytes]:
+    """Have the caller hear of a method's own errors, which are not those of sending to him."""
+    try:
+        yield from bodies
+    except (OSError, H2Error) as error:
+        raise Refused("INTERNAL", f"{type(error).__name__}: {error}") from None
 
 
 _HEAD = [(":status", "200"), ("content-type", CONTENT_TYPE)]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
+import resource
+import socket
 import stat
 import time
 from collections.abc import Iterator
@@ -228,6 +232,35 @@ def test_tails_beyond_the_limit_are_refused_and_status_still_answers(path: Path)
         assert stub.Status(control_pb2.StatusRequest(), timeout=DEADLINE).pid == 42
         for stream in streams:
             stream.cancel()
+
+
+def test_a_tracer_without_a_descriptor_to_spare_answers_later(path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with serving(path), socket.socket(socket.AF_UNIX) as caller:
+        lowest = os.dup(0)
+        os.close(lowest)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (lowest, limits[1]))
+        try:
+            # He may get what accept(2) had put aside; then the next one fails.
+            caller.connect(str(path))
+            time.sleep(0.3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        caller.settimeout(DEADLINE)
+        assert caller.recv(1), "he waited in line, if at all"
+        assert client.status(str(path), False) == 0
+
+
+def test_a_method_that_fails_tells_the_caller(
+    path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def status(*_: object) -> Iterator[bytes]:
+        raise OSError(errno.EMFILE, "no more files")
+        yield b""
+
+    monkeypatch.setattr(Control, "status", status)
+    with serving(path), pytest.raises(WirespanError, match="no more files"):
+        client.status(str(path), False)
 
 
 def test_a_bad_filter_is_refused_by_the_service_too(path: Path) -> None:
