@@ -22,6 +22,8 @@ GROUP = "the tracer itself"
 MIB = 2**20
 # What a tracer killed at once takes with it: what it had read and not yet sent.
 IN_HAND_NS = 2_000_000_000
+# Requests of which the ring can't hold all: 8 MiB, both sides, some 680 bytes each.
+FILLING = 8_000
 PINS = Path("/sys/fs/bpf")
 HOUR_S = 3600
 NEAR_NS = 20_000_000  # two clocks read one after the other, on a busy machine
@@ -83,9 +85,12 @@ def stopped(scene: Scene) -> None:
     load = scene.load(rate=4000)
     scene.run_for(1.0, load)
     before = tracer.memory()
+    begun = load.made_so_far()
     os.kill(tracer.pid, signal.SIGSTOP)
     try:
         scene.run_for(scene.seconds, load)
+        # However long that takes here.
+        load.wait_for(lambda: load.made_so_far() >= begun + FILLING, "the ring is full", 120.0)
     finally:
         os.kill(tracer.pid, signal.SIGCONT)
     scene.run_for(2.0, load)
