@@ -550,7 +550,8 @@ static __always_inline void serve(struct conn *c, struct io *io, struct flow_rec
 	    r->flags & FLOW_FLAG_IN_HAND)
 		return;
 	r->request_tid = (__u32)io->pid_tgid;
-	if (link_serve(io, fate_index(c->started - 1, fate_of(r)), exchange_id(r), 1))
+	if (link_serve(io, fate_index(c->started - 1, fate_of(r)), exchange_id(r),
+		       c->started - c->answered))
 		r->flags |= FLOW_FLAG_IN_HAND;
 }
 

@@ -82,10 +82,15 @@ static __always_inline __u32 *cause_calls(const struct cause *cause, __u32 *tid)
 	return &r->calls;
 }
 
-/* The context that the current thread of a CPython process runs in; 0: none. */
+/*
+ * The context that the current thread of a CPython process runs in; 0: none, or the thread's
+ * own, which CPython makes unseen as soon as somebody needs one there. Where that one lies may
+ * have been a copy before, that ran for somebody. It is the only one that was never entered.
+ */
 static __always_inline __u64 context_of(struct runtime *runtime, struct thread *thread)
 {
 	__u64 base, state, id = 0, context = 0;
+	__u32 entered = 0;
 	int i;
 
 	base = THREAD_POINTER(bpf_get_current_task());
@@ -118,7 +123,10 @@ found:
 	if (!state)
 		return 0;
 	bpf_probe_read_user(&context, sizeof(context), (void *)(state + runtime->context));
-	return context;
+	if (context)
+		bpf_probe_read_user(&entered, sizeof(entered),
+				    (void *)(context + runtime->entered));
+	return entered ? context : 0;
 }
 
 #ifdef OLD_KERNEL
@@ -260,7 +268,11 @@ static __always_inline void request_over(struct thread *thread)
 	thread->request = 0;
 }
 
-/* The head of a request has been read: its thread, or what runs on it, has it in hand. */
+/*
+ * The head of a request has been read: its thread, or what runs on it, has it in hand. http1:
+ * how many the connection has under way, with this one; a goroutine that read several at once
+ * serves one after the other, unseen, and calls for nobody who could be named.
+ */
 GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 {
 	struct cause cause = { .sk = 0, .index = index, .id = id };
@@ -280,6 +292,8 @@ GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 		struct context known = { .cause = cause };
 		__u64 parent;
 
+		if (http1 > 1)
+			known.cause.id = 0;
 		key.context = goroutine_of(runtime, current_g(runtime), &parent);
 		if (key.context)
 			bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);

@@ -205,6 +205,7 @@ struct runtime {
 	/* CPython: its locks that say nothing of who waits for whom (the GIL) are in here */
 	__u32 locks_size;
 	__u64 locks;
+	__u32 entered;	  /* CPython: where in a Context is whether something runs in it */
 	__u32 event_loop; /* enum event_loop */
 	__u32 serves;	  /* set by the kernel's side: it has read a request */
 };

@@ -452,9 +452,11 @@ static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
 
 	if (!runtime || bpf_probe_read_user(&waiting, sizeof(waiting), (void *)GO_ARG2(ctx)))
 		return 0;
-	/* a full channel: what is received now was sent by another than who waits */
-	if (!receiver_waits &&
-	    (bpf_probe_read_user(&room, sizeof(room), (void *)(GO_ARG1(ctx) + 8)) || room))
+	/*
+	 * A channel with a buffer: from a full one another's element is received than that of who
+	 * waits, and what lies in it is received unseen, so nobody knew until when this one holds.
+	 */
+	if (bpf_probe_read_user(&room, sizeof(room), (void *)(GO_ARG1(ctx) + 8)) || room)
 		return 0;
 	key.context = goroutine_of(runtime, receiver_waits ? waiting : current, &parent);
 	if (!key.context)

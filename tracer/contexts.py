@@ -29,7 +29,7 @@ from tracer.spans import Resource
 
 # enum runtime_kind and struct runtime of ebpf/maps.bpf.h; a test keeps both equal.
 THREADS, CPYTHON, GO, NODE, OPAQUE = range(1, 6)
-RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQI4x")
+RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQII4x4x")
 
 _TRANSPORT = f"{GRPC}/internal/transport"
 _ROUND_TRIP = "net/http.(*persistConn).roundTrip"
@@ -69,7 +69,7 @@ def value_of(found: Found) -> bytes:
                     python.tstate_context,
                     python.tls_tstate or 0,
                 ),
-                locks=(python.runtime_size, python.runtime_addr),
+                rest=(python.runtime_size, python.runtime_addr, python.context_entered),
             )
         case Go() as go:
             return _packed(GO, go=_go(go))
@@ -88,10 +88,10 @@ def _packed(
     interpreter: int = 0,
     python: Sequence[int] = (0,) * 5,
     go: Sequence[int] = (0,) * 9,
-    locks: Sequence[int] = (0, 0),
+    rest: Sequence[int] = (0,) * 3,
     event_loop: int = 0,
 ) -> bytes:
-    return RUNTIME.pack(interpreter, kind, *python, *go, *locks, event_loop)
+    return RUNTIME.pack(interpreter, kind, *python, *go, *rest, event_loop)
 
 
 def _go(go: Go) -> tuple[int, ...]:

@@ -206,6 +206,7 @@ WORKLOADS: tuple[Workload, ...] = (
     _row(GO, "go-grpc", _go("grpc"), _GO),
     _row(GO, "go-sql", _go("sql"), _needs("go", *_MARIADB, parts="go"), upstream=_mariadb),
     _row(EXECUTORS, "go-worker", _go("worker"), _GO),
+    _row(EXECUTORS, "go-worker-buffered-3", _go("buffered"), _GO, calls=3, right=0.0),
     _row(THREADS, "java-httpclient", _java("Threads", "httpclient"), _JAVA),
     _row(THREADS, "java-urlconnection", _java("Threads", "urlconnection"), _JAVA),
     _row(EXECUTORS, "java-executor", _java("Threads", "executor"), _JAVA),

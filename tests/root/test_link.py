@@ -51,11 +51,13 @@ CASES = (
     Case("gunicorn-gthread", "thread"),  # its workers are forked and never exec
     Case("flask-executor", "wakeup"),
     Case("starlette-sync", "context"),
+    Case("fastapi-executor", "", all=False),
     Case("fastapi-httpx", "context"),
     Case("aiohttp-gather-3", "context"),
     Case("go-http", "goroutine"),
     Case("go-errgroup-3", "goroutine"),
     Case("go-worker", "goroutine"),
+    Case("go-worker-buffered-3", "", all=False),
     Case("go-grpc", "goroutine"),
     Case("go-sql", "goroutine"),
     Case("node", "loop connect"),
@@ -225,6 +227,8 @@ def test_links(tracer: Tracer, tmp_path: Path, case: Case) -> None:
     with services(workload, tmp_path) as running:
         if case.all:
             warm(tracer, running, seed + 1)
+        else:  # nothing tells that it was looked at, but it is by the end of this
+            measure(tracer, running, seed + 1, 4, 1)
         found = measure(tracer, running, seed)
     counts = found.counts
     assert counts.wrong == 0, counts
@@ -280,6 +284,34 @@ def test_contexts_are_used_again(tracer: Tracer, tmp_path: Path) -> None:
             found = measure(tracer, running, 3_100_000 + turn, 16, 8, settle=False)
             assert found.all_right(), found.counts
             assert by(found.counts) == {"context"}
+
+
+def test_pipelined_requests_of_a_goroutine(tracer: Tracer, tmp_path: Path) -> None:
+    """It reads them at once and serves them in turn: whose a call is can't be told.
+
+    Requests that come one after the other on the same connection are linked again.
+    """
+    with services(called("go-http"), tmp_path) as running, ExitStack() as stack:
+        warm(tracer, running, 4_000_000)
+        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=DEADLINE)
+        stack.callback(connection.close)
+        ask(connection, "before")
+        mark = tracer.mark()
+        ids = tuple(f"pipelined{at}" for at in range(4))
+        requests = (f"GET /t/{id}?d=5 HTTP/1.1\r\nHost: front\r\n\r\n" for id in ids)
+        connection.sock.sendall("".join(requests).encode())
+        answers = b""
+        while answers.count(b"\r\n\r\npipelined") < len(ids):
+            more = connection.sock.recv(65536)
+            assert more, answers
+            answers += more
+        ask(connection, "after", 5)
+        ports = frozenset([port_of(connection)])
+        found = verdict(tracer, running, mark, (*ids, "after"), ports)
+    counts = found.counts
+    assert counts.wrong == 0 and not counts.missing and not counts.doubled, counts
+    assert (counts.right, counts.upstream) == (1, len(ids) + 1), counts
+    assert by(counts) == {"goroutine"}
 
 
 @pytest.mark.parametrize(

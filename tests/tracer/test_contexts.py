@@ -49,6 +49,7 @@ CPYTHON = CPython(
     tstate_thread_id=136,
     tstate_native_thread_id=144,
     tstate_context=208,
+    context_entered=40,
     tls_tstate=-24,
     copy_current=0x1234,
     evidence={},
@@ -136,6 +137,7 @@ def test_cpython() -> None:
         "thread_id": 136,
         "context": 208,
         "tls_state": -24,
+        "entered": 40,
         "locks": 0x5000_0000,
         "locks_size": 459_944,
     }

@@ -29,6 +29,8 @@ _NO_KEY = 0xFFFFFFFF
 _TP_NAME = 24  # of PyTypeObject
 _OB_TYPE = 8  # of PyObject; 24 in the free-threaded build
 _OB_TYPE_FREE_THREADED = 24
+# ctx_entered of PyContext, behind ob_type and three pointers, in all versions.
+_ENTERED = 32
 
 # glibc's struct pthread, which the FS base points to: specific_1stblock[32] of
 # {seq, data} (nptl/descr.h). Checked in each process before it is used.
@@ -100,7 +102,8 @@ class CPython:
     tstate_thread_id is pthread_self() (x86-64: the thread's FS base, the same in every pid
     namespace and after fork), or whose u64 at tstate_native_thread_id is the tid in the
     process's own pid namespace (None before 3.11). The context is at tstate_context, null
-    while the thread has none.
+    while the thread has none; its u32 at context_entered is 0 where it is one that the thread
+    was given and that nothing entered.
     tls_tstate: where there, from the FS base, the pointer to the thread's own state lies,
     with no list to walk; None where that could not be proved.
     copy_current: offset in the file of PyContext_CopyCurrent.
@@ -117,6 +120,7 @@ class CPython:
     tstate_thread_id: int
     tstate_native_thread_id: int | None
     tstate_context: int
+    context_entered: int
     tls_tstate: int | None
     copy_current: int | None
     evidence: Mapping[str, str]
@@ -198,6 +202,7 @@ def inspect(image: Image, base: int, memory: Memory) -> CPython:
         known.thread_id,
         known.native_thread_id,
         known.context,
+        _ob_type(free_threaded) + _ENTERED,
         tls,
         image.copy_current,
         evidence,
@@ -254,6 +259,10 @@ def _walk(runtime: int, known: Offsets, memory: Memory, written: str) -> list[tu
     return states
 
 
+def _ob_type(free_threaded: bool) -> int:
+    return _OB_TYPE_FREE_THREADED if free_threaded else _OB_TYPE
+
+
 def _is_thread(memory: Memory, thread: int) -> bool:
     """Tell whether an address is a thread control block: its first word and `self` name it."""
     try:
@@ -276,7 +285,7 @@ def _check_contexts(
             context = memory.u64(state + known.context)
             if context == 0:
                 continue
-            kind = memory.u64(context + (_OB_TYPE_FREE_THREADED if free_threaded else _OB_TYPE))
+            kind = memory.u64(context + _ob_type(free_threaded))
             name = memory.text(memory.u64(kind + _TP_NAME), 32)
         except OSError:
             name = "no object"

@@ -16,7 +16,8 @@ from tracer.runtimes.cpython import CPython
 from tracer.runtimes.proc import Memory
 from tracer.runtimes.watch import Found, Runtimes
 
-# Each thread runs in a context of its own, and tells its id, its state and that context.
+# Each thread runs in a copy of a context, behind which is the one that CPython gave it to copy,
+# and tells its id, its state and that copy.
 PROGRAM = """
 import contextvars, ctypes, os, sys, threading, time
 api = ctypes.pythonapi
@@ -65,6 +66,7 @@ def interpreters() -> dict[str, str]:
     return found
 
 
+PREVIOUS = 16  # ctx_prev of PyContext, with the GIL
 FOUND = interpreters()
 KNOWN = [v for v in FOUND if tuple(map(int, v.split(".")[:2])) in cpython.OFFSETS]
 # Before 3.7 there are neither contexts nor _PyRuntime.
@@ -125,6 +127,9 @@ def test_contexts_of_threads(version: str, arguments: tuple[str, ...]) -> None:
         threads = walk(runtime, memory)
         for thread, state, context in truth:
             assert threads[thread] == (state, context)
+            given = memory.u64(context + PREVIOUS)
+            assert memory.u32(context + runtime.context_entered) == 1
+            assert memory.u32(given + runtime.context_entered) == 0
             if runtime.tls_tstate is not None:
                 assert memory.u64(thread + runtime.tls_tstate) == state
 

@@ -26,9 +26,9 @@ type job struct {
 	done  chan<- error
 }
 
-// handOver starts workers and returns a call that one of them makes.
-func handOver(workers int) call {
-	jobs := make(chan job)
+// handOver starts workers and returns a call that one of them makes; room: for calls that wait.
+func handOver(workers, room int) call {
+	jobs := make(chan job, room)
 	for range workers {
 		go func() {
 			for j := range jobs {

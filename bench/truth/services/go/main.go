@@ -118,7 +118,9 @@ func run() error {
 	case "", "http":
 		return serve(inTurn(get))
 	case "worker":
-		return serve(inTurn(handOver(16)))
+		return serve(inTurn(handOver(16, 0)))
+	case "buffered":
+		return serve(inTurn(handOver(4, 64)))
 	case "errgroup":
 		return serve(atOnce)
 	case "grpc":

@@ -2,7 +2,8 @@
 
 MODE, words: "uvloop" for that event loop; "httptools" for that parser; "sync" for an endpoint
 on Starlette's threads, with httpx's blocking client; "to_thread" for an asynchronous endpoint
-that has a thread make the blocking call; "pool" for a client of 4 connections; "sleep" to sleep
+that has a thread make the blocking call; "executor" for one that has a thread do so that is told
+no context; "pool" for a client of 4 connections; "sleep" to sleep
 first; "task" for a task of its own for each call; "background" to answer first, and call then.
 """
 
@@ -55,6 +56,9 @@ async def front(id: str, d: str, later: BackgroundTasks) -> str:
         await asyncio.sleep(0.002)
     if "to_thread" in WORDS:
         await asyncio.gather(*(asyncio.to_thread(blocking.get, url) for url in urls))
+    elif "executor" in WORDS:
+        loop = asyncio.get_running_loop()
+        await asyncio.gather(*(loop.run_in_executor(None, blocking.get, url) for url in urls))
     elif "task" in WORDS:
         for task in [asyncio.create_task(client.get(url)) for url in urls]:
             (await task).raise_for_status()
