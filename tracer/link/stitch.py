@@ -223,9 +223,13 @@ class Stitcher:
             flags[pending] |= _PENDING
         alone = np.flatnonzero(client & (parent < 0) & ~named & (links.evidence == _WAKEUP))
         flags[alone] |= _ALONE
-        for row in alone.tolist():  # calls of thread pools alone
-            self._alone[int(links.exchange[row])] = int(nodes[row]), now_ns + waits.settle_ns, 0
         store.flags[at] = flags
+        for row in alone.tolist():  # calls of thread pools alone
+            exchange = int(links.exchange[row])
+            twin = self._alone.get(exchange)
+            if twin:  # no handover can be for it any more
+                store.flags[twin[0]] &= 0xFF ^ _ALONE
+            self._alone[exchange] = int(nodes[row]), now_ns + waits.settle_ns, 0
         if self._sampler:
             store.mark[at] = self._sampler.marks(batch)
         self._held.add(replace(batch, links=None), nodes, now_ns)

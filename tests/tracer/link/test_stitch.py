@@ -347,6 +347,16 @@ def pooled() -> list[Row]:
     ]
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_calls_of_a_pool_with_the_same_number_wait_no_longer(apart: bool) -> None:
+    stitcher, rows = Stitcher(), pooled() + pooled()
+    outs = []
+    for part in (rows[:5], rows[5:]) if apart else (rows,):
+        outs += published(stitcher.feed(batch(part), 1))
+    outs += published(stitcher.flush(1 + 250 * MS))
+    assert len(outs) == len(rows) and len(stitcher) == 0
+
+
 @pytest.mark.parametrize("woken", [(1,), (3,), (1, 1)])
 def test_a_call_of_a_pool_is_for_whom_its_thread_woke(woken: tuple[int, ...]) -> None:
     stitcher = Stitcher()
