@@ -27,6 +27,8 @@ UNKNOWN = frozenset({404, 405, 501})
 CONTENT_TYPE = "application/x-protobuf"
 # An answer is a few bytes; of a longer one no more than this is read.
 MAX_ANSWER = 64 << 10
+# Most likely a gRPC server, whose first words are a frame of HTTP/2.
+NO_HTTP = "the answer is not HTTP/1; a port for OTLP/gRPC takes --otlp-protocol grpc"
 # Level 1 takes a third of the time of the default and leaves 1.2 times the bytes.
 GZIP_LEVEL = 1
 
@@ -82,7 +84,9 @@ class HttpTransport:
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return Reply(Verdict.RETRY, shorten(text))
+            # Its subclass is an end without an answer.
+            no_http = type(error) is http.client.BadStatusLine
+            return Reply(Verdict.RETRY, NO_HTTP if no_http else shorten(text))
 
     def abort(self) -> None:
         """End the request under way, from any thread; nothing can be sent any more."""

@@ -423,6 +423,15 @@ def test_http_a_receiver_that_hangs_up_is_retried(receiver: Receiver) -> None:
     assert reply.verdict is Verdict.RETRY
 
 
+def test_http_to_a_port_of_grpc_says_so(receiver: Receiver) -> None:
+    with SERVE["grpc"](receiver) as port:
+        transport = connect(to("http/protobuf", port))
+        reply = transport.send(transport.prepare(b""), WAIT_S)
+        transport.close()
+    assert reply.verdict is Verdict.RETRY
+    assert "not HTTP/1" in reply.message and "--otlp-protocol grpc" in reply.message
+
+
 def test_http_the_timeout_is_for_the_whole_answer() -> None:
     """A receiver that sends a byte now and then does not start the time anew."""
     stop = threading.Event()
