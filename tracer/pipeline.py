@@ -32,6 +32,7 @@ BUSY_FILL = 0.05
 # Records per copy: the ring's space is free again after each.
 READ_RECORDS = 1_024
 # Records per batch of spans: beyond this, larger batches save little and take more memory.
+# Twice as many where a span takes several: what counts is the spans a batch has.
 BATCH_RECORDS = 4_096
 # How long to wait for so many where there is much traffic, in seconds: a batch of half the size
 # costs a fifth more a span, for each takes about a millisecond before its first one.
@@ -133,6 +134,7 @@ class Pipeline:
         self._drain_until = 0.0
         self._started = False
         self._failure_told = False
+        self._several = False  # records to a span, in the last batch
         self._shapes: Sequence[Shape] = ()
         self._kinds: list[int] = []
         self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
@@ -232,7 +234,7 @@ class Pipeline:
             chunks = self._buffer.get_up_to(size, wait, linger)
             if chunks:
                 records = join(chunks)
-                size = records.itemsize * BATCH_RECORDS
+                size = records.itemsize * BATCH_RECORDS * (1 + self._several)
                 linger = LINGER_S if len(records) >= FEW_RECORDS and not self._stopping else 0.0
                 if self._pause is not None and not self._stopping:
                     self._pause()
@@ -250,6 +252,7 @@ class Pipeline:
     def _make(self, records: Records) -> Sequence[SpanBatch]:
         self.batches += 1
         batch = self._feed(records, self._offset_ns())
+        self._several = len(records) > 2 * len(batch)
         return (
             self._stitch.feed(batch, time.monotonic_ns()) if self._stitch is not None else (batch,)
         )

@@ -34,7 +34,7 @@ from tracer.protocols.http1 import target_keys
 from tracer.protocols.http2_fields import Answered, Asked, Fields, Request, Response
 from tracer.protocols.messages import masked_message
 from tracer.records import take
-from tracer.spans import Text
+from tracer.spans import Remote, Text
 
 # Open streams remembered of a connection (more than any server allows by default) and of all
 # together, and connections; when there are more, the oldest is forgotten.
@@ -201,12 +201,38 @@ class Http2:
                         response, responses.state = met
                     else:
                         response = responses.take(flags, block)
-                    if response is not None and not flags & _PROMISE:
+                    if response is None or flags & _PROMISE:
+                        continue
+                    stream = connection.streams.get(stream_id)
+                    if stream is not None and response.status >= 200:
+                        stream.response = response
+                    elif stream is not None and stream.response and not response.status:
+                        stream.trailers = response
+                    else:
                         self._answer(connection, stream_id, flags, response)
+                        continue
+                    if flags & _END_STREAM:
+                        stream.ended = 1
                 else:
-                    request = connection.requests.take(flags, block)
-                    if request is not None and not self._ask(connection, stream_id, request):
-                        block = connection.requests.block
+                    requests = connection.requests
+                    request: Request | None
+                    if flags & _PARTLY or requests.size:
+                        request = requests.take(flags, block)
+                    elif (asked := requests.state.memo.get(block)) is not None:
+                        request, requests.state = asked
+                        requests.block = block
+                    else:
+                        request = requests.take(flags, block)
+                    if request is None:
+                        continue
+                    streams = connection.streams
+                    if stream_id > connection.highest and len(streams) < MAX_STREAMS:
+                        connection.highest = stream_id
+                        self._open_streams += 1
+                        stream = streams[stream_id] = _Stream()
+                        stream.request = request
+                    elif not self._ask(connection, stream_id, request):
+                        block = requests.block
                         self._forgotten += self._drop(number)
                         connection = self._begin(number, True)
                         request = connection.requests.take(0, block)
@@ -221,14 +247,20 @@ class Http2:
                     ended.append((connection, stream or _NO_STREAM))
         at = np.array(rows, dtype=np.intp)
         exchanges = take(records, at)
-        requests = [stream.request for _, stream in ended]
+        # Few are distinct, for equal blocks are one object: the rest is done once for each.
+        places: dict[int, int] = {}
+        asked_by = [stream.request for _, stream in ended]
+        place = np.array([places.setdefault(id(each), len(places)) for each in asked_by], np.intp)
+        distinct = list({id(each): each for each in asked_by}.values())
+        remote = self._headers.of([request.trace if request else b"" for request in distinct])
+        texts = _texts(distinct)
         return Columns(
             self._shape_rows(exchanges, process[at], ended),
             self._ints(exchanges, ended),
-            _texts(requests),
+            {name: Text(text.bytes[place], text.length[place]) for name, text in texts.items()},
             at,
-            self._headers.of([request.trace if request else b"" for request in requests]),
-            self._content(requests),
+            Remote(*(words[place] for words in remote)),
+            self._content(distinct)[place],
         )
 
     def _content(self, requests: Sequence[Request | None]) -> U64:
