@@ -64,7 +64,8 @@ def page(
             "machine's own boots in an emulated guest that shares this machine's files; `wirespan "
             "doctor` loads the programs there, and where it can, the root tests marked `kernels` "
             f"run: the same ones, given {SLOW} times as long in a guest and nothing else, by each "
-            "kind of hooks that the kernel has (`wirespan run --hooks`).",
+            "kind of hooks that the kernel has (`wirespan run --hooks`). Links by contexts are "
+            "tried with `--keep-capability CAP_SYS_ADMIN` before Linux 6.6, which asks for that.",
             _table(head, rows),
             "## What works",
             _table(("", *found), core),

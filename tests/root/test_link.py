@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.client
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -209,11 +210,19 @@ def by(counts: Counts) -> set[str]:
     return {name.split()[0] for name in counts.evidence}
 
 
+def options_for_uprobes() -> tuple[str, ...]:
+    """Before Linux 6.6 they are for CAP_SYS_ADMIN (docs/howto/least-privilege.md)."""
+    release = tuple(int(number) for number in re.findall(r"\d+", os.uname().release)[:2])
+    return ("--keep-capability", "CAP_SYS_ADMIN") if release < (6, 6) else ()
+
+
 @pytest.fixture(scope="module")
 def tracer(tmp_path_factory: pytest.TempPathFactory, shared: Shared) -> Iterator[Tracer]:
     """A tracer of this process and all it starts, older than every service."""
     shared.stop()
-    tracer = Tracer(tmp_path_factory.mktemp("link"), "--pid", str(os.getpid()))
+    tracer = Tracer(
+        tmp_path_factory.mktemp("link"), "--pid", str(os.getpid()), *options_for_uprobes()
+    )
     yield tracer
     tracer.stop()
 
