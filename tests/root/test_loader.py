@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
 import struct
@@ -21,6 +22,7 @@ from tracer.kernel.filters import Filters, cgroup2_mounts, entries
 from tracer.kernel.loader import Kernel, Settings
 
 WRITE, IDENTITY = 1000, 1002
+PERCPU_ARRAY = 6  # enum bpf_map_type
 _PROG_GET_NEXT_ID, _MAP_GET_NEXT_ID = 11, 12
 
 
@@ -349,3 +351,33 @@ def test_capabilities_but_no_way_into_tracefs(readable_object: str) -> None:
 def test_capabilities_suffice(readable_object: str) -> None:
     done = unprivileged(LOAD.format(path=readable_object), "bpf", "perfmon", "dac_read_search")
     assert (done.stdout, done.stderr) == ("attached\n", "")
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EINVAL, 524])
+def test_counters_are_sums_over_cpus_by_one_call_or_by_many(
+    monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    """An older kernel refuses to look up in batches; the numbers are the same."""
+    if refusal is not None:
+
+        def refuse(*arguments: object) -> bytes:
+            raise OSError(refusal, "no batches")
+
+        monkeypatch.setattr(kernel_sys, "_lookup_batch", refuse)
+    cpus = kernel_sys.possible_cpus()
+    fd = kernel_sys.map_create(PERCPU_ARRAY, 4, 8, 5)
+    try:
+        for index in range(5):
+            values = [index * 100 + cpu for cpu in range(cpus)]
+            kernel_sys.map_update(fd, struct.pack("=I", index), struct.pack(f"={cpus}Q", *values))
+        expected = [sum(index * 100 + cpu for cpu in range(cpus)) for index in range(5)]
+        assert kernel_sys.percpu_sums(fd, 5, cpus) == expected
+        assert kernel_sys.percpu_sums(fd, 3, cpus) == expected[:3]
+    finally:
+        os.close(fd)
+
+
+def test_a_descriptor_that_is_none_is_no_lack_of_batches() -> None:
+    with pytest.raises(OSError) as refusal:
+        kernel_sys.percpu_sums(1 << 20, 1, kernel_sys.possible_cpus())
+    assert refusal.value.errno == errno.EBADF
