@@ -313,6 +313,8 @@ def test_multiprocessing_children_are_called_as_their_parent(start: Start, tmp_p
     # It may not have its own command yet.
     wait_until(lambda: b"multiprocessing" in Path(f"/proc/{child}/cmdline").read_bytes())
     assert resource_of(child)["service.name"] == "app"
+    process.communicate(b"\n", 20)  # and takes its child along
+    assert not Path(f"/proc/{child}").exists()
 
 
 def test_gunicorn(start: Start, tmp_path: Path) -> None:
