@@ -197,7 +197,9 @@ def test_without_bpffs(tmp_path: Path) -> None:
 
 
 def test_doctor_and_run_count_programs_alike(start_tracer: Start) -> None:
-    told = re.search(r"all (\d+) load: (\d+) that `wirespan run`", wirespan("doctor").stdout)
+    told = re.search(
+        r"all (\d+) load \(\w+\): (\d+) that `wirespan run`", wirespan("doctor").stdout
+    )
     assert told and int(told[1]) >= int(told[2])
     assert f"wirespan: {told[2]} programs attached" in start_tracer().stderr()
 
