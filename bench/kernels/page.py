@@ -50,7 +50,7 @@ def page(
             continue
         tests = ", ".join(_passed(answer, hooks) for hooks in answer.hooks) or "not run"
         works = "yes" if answer.works else "**no**"
-        took = f"{answer.seconds:.0f} s"
+        took = f"{answer.seconds:.0f} s" if answer.seconds else "-"
         rows.append((name, where, answer.release, works, tests, took, answer.date))
         words += _words(name, answer)
     head = ("kernel", "from", "release", "programs load", "tests passed", "all took", "run")
