@@ -273,7 +273,7 @@ struct context {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 5120);
+	__uint(max_entries, 4864);
 	__type(key, struct context_key);
 	__type(value, struct context);
 } contexts SEC(".maps");

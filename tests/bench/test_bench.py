@@ -388,7 +388,13 @@ def test_rounds_lose_nothing_and_say_so(tmp_path: Path) -> None:
 def test_interrupt_ends_all_processes() -> None:
     argv = [sys.executable, "-m", "bench", "--phase", "programs", "--seconds", "60"]
     with subprocess.Popen(
-        argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        argv,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # A shell has what it runs in the background ignore it, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as run:
         try:
             children = wait_for_children(run.pid, {"nginx", "wrk", "wirespan"})
