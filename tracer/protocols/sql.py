@@ -9,8 +9,9 @@ element, rows after VALUES become the first row, and that `(?)` if it only has l
 Which characters a literal ends at depends on settings of the server that are not seen here
 (MySQL's NO_BACKSLASH_ESCAPES, PostgreSQL's standard_conforming_strings, character sets with
 a backslash inside a character). The default is taken; where it makes no sense of the text
-and the other reading does, that; where neither does, or the end that would tell is missing,
-or a backslash may be half a character, only what all agree on is shown.
+and the other reading does, that; where neither does or both do (an apostrophe in a comment
+may end what a backslash left open), or the end that would tell is missing, or a backslash may
+be half a character, only what all agree on is shown.
 What doesn't begin like SQL, as when its beginning was lost, isn't shown at all.
 
 Sources: https://dev.mysql.com/doc/refman/9.0/en/literals.html,
@@ -79,8 +80,14 @@ _HALVED = {
     "mysql": re.compile(r"[^\x00-\x7f]\\|\ufffd`"),
     "postgresql": re.compile(r"[^\x00-\x7f]\\"),
 }
-_NAMED = r"""
-    | (?P<number> \.?\d (?: [eE][+-]\d | [\w.$] )*+ )
+_NUMBER = r"\.?\d (?: [eE][+-]\d | [\w.$] )*+"
+# PostgreSQL before 15 takes a string right behind a number: 1$a$text$a$.
+_NUMBER_BEFORE_STRING = r"\.?\d (?: [eE][+-]\d | [\w.] | \$(?!(?:[^\W\d]\w*+)?\$) )*+"
+
+
+def _named(number: str) -> str:
+    return rf"""
+    | (?P<number> {number} )
     | (?P<word> [^\W\d] [\w$]*+ )
     | (?P<other> (?s:.) )
 """
@@ -96,7 +103,7 @@ def _mysql(single: str, name: str = r"`(?:[^`]++|``)++`") -> re.Pattern[str]:
         | (?P<string> [xXbBnN]?(?:{single}) | {single.replace("'", '"')} )
         | (?P<quoted> {name} )
         | (?P<cut> [xXbBnN]?['"`] (?s:.*) )
-        {_NAMED}""",
+        {_named(_NUMBER)}""",
         re.VERBOSE,
     )
 
@@ -111,7 +118,7 @@ def _postgresql(single: str, escaped: str = _ESCAPED_STRING) -> re.Pattern[str]:
         | (?P<placeholder> \$\d{{1,5}}(?![\w$]) )
         | (?P<quoted> "(?:[^"]++|"")++" )
         | (?P<cut> (?: [eExXbBnN]?['"] | [uU]&['"] | \$(?:[^\W\d]\w*+)?\$ ) (?s:.*) )
-        {_NAMED}""",
+        {_named(_NUMBER_BEFORE_STRING)}""",
         re.VERBOSE,
     )
 
@@ -181,6 +188,8 @@ _KINDS = {
     "quoted": QUOTED,
     "word": WORD,
 }
+# Only where there is one can the readings differ.
+_ESCAPED_QUOTE = re.compile(r"""\\['"]""")
 _NESTING = re.compile(r"/\*|\*/")
 
 
@@ -196,9 +205,12 @@ def analyse(text: str, dialect: Dialect, *, cut: bool = False) -> Statement:
     if _HALVED[dialect].search(text):
         unsure = True
         tokens = _agreed(tokens, _tokens(text, halved)[0])
-    if odd and "\\" in text:
-        tokens2, odd = _tokens(text, other)
-        tokens = _agreed(tokens, tokens2) if odd or unsure else tokens2
+    if _ESCAPED_QUOTE.search(text):
+        tokens2, odd2 = _tokens(text, other)
+        if cut or odd == odd2 or (odd and unsure):
+            tokens = _agreed(tokens, tokens2)
+        elif odd:
+            tokens = tokens2
     dense = [token for token in tokens if token.kind != SPACE]
     first = next((token for token in dense if token.text != "("), None)
     if first is None or first.kind != WORD or first.text.upper() not in VERBS:
