@@ -210,6 +210,26 @@ def test_statuses(number: str, name: str, client: bool, server: bool, only: bool
             assert shape.name == attributes["rpc.method"] == "shop.v1.Orders/Place"
 
 
+@pytest.mark.parametrize("role", [Role.CLIENT, Role.SERVER])
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/shop.v1.Orders/Place?token=XYZZY",
+        "/shop?token=XYZZY",
+        "http://ann:XYZZY@shop.v1/Orders?token=XYZZY",
+    ],
+)
+def test_a_call_shows_neither_query_nor_credentials(role: Role, path: str) -> None:
+    wire = Wire(role)
+    ask = [(name, path if name == ":path" else value) for name, value in CALL]
+    trailers = [("grpc-status", "12" if role == Role.SERVER else "0")]
+    rows = wire.ask(1, ask) + wire.answer(1, [*OK, *trailers], Flag.END_STREAM)
+    attributes, shape = one(rows + wire.over(1))
+    assert "XYZZY" not in repr(attributes) + shape.name
+    if path.startswith("/shop.v1.Orders/Place") and role == Role.CLIENT:
+        assert shape.name == attributes["rpc.method"] == "shop.v1.Orders/Place"
+
+
 ENDS = [
     # end, code, by the server, HTTP status: rpc.response.status_code, error.type
     (End.RESET, 8, False, "", "CANCELLED", "CANCELLED"),

@@ -217,7 +217,7 @@ class Fields:
             method=number,
             method_text=method_text,
             target=kind,
-            path="" if grpc is False else _text(raw or b""),
+            path="" if grpc is False else self._call_path(raw or b""),
             scheme=scheme_text,
             host=host,
             user_agent=user_agent,
@@ -242,6 +242,13 @@ class Fields:
             unknown=unknown,
         )
         return Response(self.number(answered), answered)
+
+    def _call_path(self, raw: bytes) -> str:
+        """Return the path of what may be a gRPC call, which has no query: what looks like one,
+        or like credentials, is not shown."""
+        if not raw.startswith(b"/"):
+            raw = self._target(raw, False).path
+        return _text(raw.partition(b"?")[0])
 
     def _target(self, path: bytes, connect: bool) -> Target:
         query = self._settings.query
