@@ -441,6 +441,18 @@ def test_no_value_gets_through_a_mask(query: str) -> None:
     assert masked.count("&") == query.count("&")
 
 
+@pytest.mark.parametrize(
+    ("query", "masked"),
+    [
+        ("c2VjcmV0cw==", "REDACTED"),
+        ("a=1&dXNlckBleGFtcGxlLmNvbTox=&b", "a=REDACTED&REDACTED&REDACTED"),
+        ("q=&page=2", "q=&page=REDACTED"),
+    ],
+)
+def test_padding_is_no_empty_value(query: str, masked: str) -> None:
+    assert mask(query) == masked
+
+
 @given(st.binary(max_size=432), st.booleans(), st.booleans(), st.sampled_from(["mask", "raw"]))
 @example(b"/" + b"\xff" * 431, False, False, "mask")
 @example(b"/?" + b"&a=1" * 107, False, False, "mask")

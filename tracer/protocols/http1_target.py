@@ -27,8 +27,11 @@ REDACTED = "REDACTED"
 MAX_BYTES = 512
 
 _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://([^/?#]*)")
-# What to replace in a query: all that follows a part's first `=`; a part without one whole.
-_VALUE = re.compile(r"(?<==)[^&]+|(?:^|(?<=&))[^&=]+(?=&|$)")
+# What to replace in a query: all that follows a part's first `=`; whole a part without one,
+# or, for base64 ends so, with several and nothing else behind it, or with one behind much.
+_VALUE = re.compile(
+    r"(?:^|(?<=&)) (?: [^&=]++ (?:==++)? | [^&=]{16,}+ = ) (?=&|\Z) | (?<==)[^&]+", re.VERBOSE
+)
 _ESCAPED = re.compile("[\ud800-\udfff]")
 
 
@@ -105,7 +108,8 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
 def mask(query: str) -> str:
     """Replace every value of a query string: `a=1&b=2` becomes `a=REDACTED&b=REDACTED`.
 
-    A part without `=` is replaced whole, since `?secret` looks like `?name`.
+    A part without `=` is replaced whole, since `?secret` looks like `?name`, and so is one
+    that may end in the padding of base64: `?c2VjcmV0cw==`.
     """
     return _VALUE.sub(REDACTED, query)
 
