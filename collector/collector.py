@@ -107,8 +107,10 @@ class Collector:
         self._on_failure = on_failure
         self._publisher = Publisher(settings.prefer == "sdk")
         self._stitcher = Stitcher(settings.limits, self._publisher.awaits_parent, bool(peers))
-        # Guards decoder, stitcher and publisher; never held while sinks work.
+        # Guards stitcher, publisher and counters; never held while sinks work or a request is
+        # decoded, for the intake's loop counts with it.
         self._lock = threading.Lock()
+        self._decoding = threading.Lock()
         # Sinks are called by one thread at a time, in the order in which spans were given out.
         self._publishing = threading.Lock()
         self._decoder = Decoder()
@@ -125,13 +127,15 @@ class Collector:
         Raises MalformedError where it is none, and BusyError where it should come again.
         """
         self.check_room()
-        with self._lock:
-            decode = self._decoder.decode_json if json else self._decoder.decode
-            try:
+        decode = self._decoder.decode_json if json else self._decoder.decode
+        try:
+            with self._decoding:
                 decoded = decode(request)
-            except MalformedError:
+        except MalformedError:
+            with self._lock:
                 self._malformed += 1
-                raise
+            raise
+        with self._lock:
             return self._take(decoded)
 
     def take(self, spans: Sequence[Span]) -> Taken:

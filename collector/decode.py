@@ -2,7 +2,8 @@
 
 A request is walked by hand down to its spans, which are then parsed one at a time: so the
 bytes of each are at hand as they came, and a request cannot be made to take many times its
-size in memory (a repeated message of two bytes takes some hundred once it is parsed).
+size in memory (a repeated message of two bytes takes some hundred once it is parsed). Nor can
+it be made to take long: it may have no more parts than its bytes are worth.
 Pure: no sockets, files, threads or clocks.
 Source: https://opentelemetry.io/docs/specs/otlp/ and opentelemetry-proto's trace.proto;
 https://protobuf.dev/programming-guides/encoding/.
@@ -31,6 +32,16 @@ from collector.model import EMPTY, Attributes, Resource, Span, Value
 MAX_SPAN_BYTES = 1 << 20
 MAX_RESOURCE_BYTES = 64 << 10
 MAX_SCOPE_BYTES = 64 << 10
+# Parts of a request: at most, and for each this many bytes on average (a span has 46 at least,
+# an empty message two) beyond some that are free.
+MAX_PARTS = 1 << 16
+MIN_PART_BYTES = 16
+FREE_PARTS = 1_024
+# Likewise of what is in JSON, whose parts take ten times as long, and at most.
+MIN_JSON_BYTES = 8
+MAX_JSON_PARTS = 1 << 18
+# Far beyond what SDKs allow (128): all are looked at when one is.
+MAX_ATTRIBUTES = 4_096
 # Resources and scopes that are known by their bytes.
 MAX_KNOWN = 4_096
 # Times are stored as signed 64-bit numbers: the year 2262.
@@ -99,13 +110,18 @@ class Decoder:
         counted in `rejected`.
         """
         decoded = Decoded()
-        for number, resource_spans in _fields(request):
+        walk = _Walk(min(MAX_PARTS, FREE_PARTS + len(request) // MIN_PART_BYTES))
+        for number, resource_spans in walk.fields(request):
             if number == 1:
-                self._resource_spans(resource_spans, decoded)
+                self._resource_spans(resource_spans, decoded, walk)
         return decoded
 
     def decode_json(self, request: bytes) -> Decoded:
         """Read a request in OTLP's JSON, where ids are in hex; raises MalformedError."""
+        parts = request.count(b"{") + request.count(b"[")
+        most = min(MAX_JSON_PARTS, FREE_PARTS + len(request) // MIN_JSON_BYTES)
+        if parts > most or request.count(b",") > 4 * MAX_JSON_PARTS:
+            raise MalformedError("a request has too many parts")
         try:
             document = json.loads(request)
             for entry in document.get("resourceSpans", ()):
@@ -123,8 +139,8 @@ class Decoder:
             raise MalformedError(f"not OTLP in JSON: {str(error)[:200]}") from None
         return self.decode(message.SerializeToString())
 
-    def _resource_spans(self, message: bytes, decoded: Decoded) -> None:
-        parts = list(_fields(message))
+    def _resource_spans(self, message: bytes, decoded: Decoded, walk: _Walk) -> None:
+        parts = list(walk.fields(message))
         # Of a field that is not repeated, the last one counts.
         raw = b"".join(value for number, value in parts if number == 1)
         resource = self._resource(raw)
@@ -133,7 +149,7 @@ class Decoder:
                 continue
             scope = b""
             spans: list[bytes] = []
-            for inner, value in _fields(scope_spans):
+            for inner, value in walk.fields(scope_spans):
                 if inner == 2:
                     spans.append(value)
                 elif inner == 1:
@@ -151,9 +167,12 @@ class Decoder:
         if len(raw) > MAX_RESOURCE_BYTES:
             raise MalformedError("a resource is larger than 64 KiB")
         try:
-            attributes = to_dict(ResourceMessage.FromString(raw).attributes)
+            message = ResourceMessage.FromString(raw)
         except DecodeError as error:
             raise MalformedError(f"a resource is not OTLP: {error}") from None
+        if len(message.attributes) > MAX_ATTRIBUTES:
+            raise MalformedError(f"a resource has more than {MAX_ATTRIBUTES} attributes")
+        attributes = to_dict(message.attributes)
         host = attributes.get("host.id") or attributes.get("host.name") or ""
         resource = Resource(raw, attributes, str(attributes.get("service.name", "")), str(host))
         self._resources[raw] = resource
@@ -215,6 +234,9 @@ def _span(raw: bytes, scope: bytes, resource: Resource, decoded: Decoded) -> Non
     if end_ns < start_ns:
         decoded.reject("a span ends before it starts")
         return
+    if len(message.attributes) > MAX_ATTRIBUTES:
+        decoded.reject(f"a span has more than {MAX_ATTRIBUTES} attributes")
+        return
     status = message.status
     decoded.spans.append(
         Span(
@@ -244,33 +266,44 @@ def _hex_to_base64(ids: dict[str, Any]) -> None:
                 raise ValueError(f"{name} is not in hex") from None
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, bytes]]:
-    """Give number and value of each length-delimited field; others are passed over."""
-    at, end = 0, len(message)
-    while at < end:
-        tag = message[at]
-        at += 1
-        if tag >= 0x80:
-            tag, at = _varint(message, at - 1)
-        kind = tag & 7
-        if kind == 2:
-            if at < end and message[at] < 0x80:
-                size = message[at]
-                at += 1
+class _Walk:
+    """Takes messages apart, up to a number of fields; left: how many more."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+    def fields(self, message: bytes) -> Iterator[tuple[int, bytes]]:
+        """Give number and value of each length-delimited field; others are passed over."""
+        at, end = 0, len(message)
+        while at < end:
+            self.left -= 1
+            if self.left < 0:
+                raise MalformedError("a request has too many parts")
+            tag = message[at]
+            at += 1
+            if tag >= 0x80:
+                tag, at = _varint(message, at - 1)
+            kind = tag & 7
+            if kind == 2:
+                if at < end and message[at] < 0x80:
+                    size = message[at]
+                    at += 1
+                else:
+                    size, at = _varint(message, at)
+                if size > end - at:
+                    raise MalformedError("a message ends early")
+                yield tag >> 3, message[at : at + size]
+                at += size
+            elif kind == 0:
+                _, at = _varint(message, at)
+            elif kind in (1, 5):
+                at += 8 if kind == 1 else 4
             else:
-                size, at = _varint(message, at)
-            if size > end - at:
-                raise MalformedError("a message ends early")
-            yield tag >> 3, message[at : at + size]
-            at += size
-        elif kind == 0:
-            _, at = _varint(message, at)
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise MalformedError("a field has a type that OTLP does not use")
-        if tag < 8 or at > end:
-            raise MalformedError("a message ends early or has a field without number")
+                raise MalformedError("a field has a type that OTLP does not use")
+            if tag < 8 or at > end:
+                raise MalformedError("a message ends early or has a field without number")
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
@@ -33,6 +33,8 @@ from collector.collector import BusyError, Taken
 from tracer import descriptors
 from tracer.errors import UsageError, WirespanError
 from tracer.export_tls import CERTIFICATE, KEY, mistaken
+
+_Made = TypeVar("_Made")
 
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_PENDING_BYTES = 64 << 20
@@ -136,12 +138,13 @@ class Gate:
         finally:
             self._pending_bytes -= size
 
-    async def offer(self, request: Callable[[], bytes], json: bool = False) -> Taken:
-        """Hand a request over to a decoding thread, `request` being called there."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._decoders, lambda: self._target.offer(request(), json)
-        )
+    async def work(self, made: Callable[[], _Made]) -> _Made:
+        """Have something made in a decoding thread: never more at a time than there are."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, made)
+
+    async def offer(self, request: bytes, json: bool = False) -> Taken:
+        """Hand a request over to a decoding thread."""
+        return await self.work(lambda: self._target.offer(request, json))
 
     def close(self) -> None:
         """Finish what is being decoded."""

@@ -157,7 +157,7 @@ class GrpcServer:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
         try:
             with self._gate.room(len(request)):
-                taken = await self._gate.offer(lambda: request)
+                taken = await self._gate.offer(request)
         except MalformedError as error:
             status = failure(INVALID_ARGUMENT, str(error))
             _explain(context, status)

@@ -179,7 +179,7 @@ class HttpServer:
                 with ExitStack() as room:
                     body = await self._read_body(head, reader, writer, room)
                     deadline.reschedule(None)
-                    answer = await self._take(head, body, kind)
+                    answer = await self._take(head, body, kind, room)
         except _RefusedError as error:
             await self._answer_error(writer, error, kind)
             if error.close:
@@ -265,14 +265,16 @@ class HttpServer:
                 raise _RefusedError(431, "too many trailers")
         return bytes(body)
 
-    async def _take(self, head: _Head, body: bytes, kind: str) -> Message:
-        packed = head.get(b"content-encoding") == "gzip"
+    async def _take(self, head: _Head, body: bytes, kind: str, room: ExitStack) -> Message:
         limit = self._config.max_message_bytes
         try:
-            # Unpacked in a decoding thread: there are never more of them than threads.
-            taken = await self._gate.offer(
-                lambda: unpack(body, limit) if packed else body, kind == JSON
-            )
+            if head.get(b"content-encoding") == "gzip":
+                # What waits to be decoded counts as it is then, or little could keep others
+                # waiting for long.
+                packed = body
+                body = await self._gate.work(lambda: unpack(packed, limit))
+                room.enter_context(self._gate.room(len(body)))
+            taken = await self._gate.offer(body, kind == JSON)
         except MalformedError as error:
             raise _RefusedError(400, str(error), close=False) from None
         except BusyError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 from google.protobuf import json_format
@@ -12,7 +13,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, KeyValue
 from opentelemetry.proto.trace.v1.trace_pb2 import Span as SpanMessage
 
-from collector.decode import MAX_SPAN_BYTES, Decoder, MalformedError
+from collector.decode import MAX_ATTRIBUTES, MAX_SPAN_BYTES, Decoder, MalformedError
 from collector.forward import encode
 from tests.collector.otlp_messages import CLIENT, ident, message, request, trace
 
@@ -73,19 +74,69 @@ def test_invalid_spans_are_refused_one_by_one() -> None:
     assert result.reason
 
 
-def test_empty_messages_take_no_memory() -> None:
-    # Two bytes each; parsed all at once they would take gigabytes.
+def test_many_spans_that_are_none_take_no_memory() -> None:
+    # Parsed all at once they would take gigabytes.
     import tracemalloc
 
-    spans = b"\x12\x00" * 200_000
-    scope = b"\x12" + _varint(len(spans)) + spans
-    body = b"\x0a" + _varint(len(scope)) + scope
+    spans = (b"\x12\x0e\x2a\x0c" + b"x" * 12) * 50_000
     tracemalloc.start()
-    result = Decoder().decode(body)
+    result = Decoder().decode(_nested(spans))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert result.rejected == 200_000
+    assert result.rejected == 50_000
     assert peak < 20 << 20
+
+
+def _nested(spans: bytes) -> bytes:
+    scope = b"\x12" + _varint(len(spans)) + spans
+    return b"\x0a" + _varint(len(scope)) + scope
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\x0a\x00" * (4 << 20),  # resources
+        b"\x08\x00" * (4 << 20),  # fields that nobody knows
+        b"\x0a\x02\x12\x00" * (2 << 20),  # scopes
+        b"\x0a\x04\x12\x02\x12\x00" * (1 << 20),  # spans
+    ],
+)
+def test_a_request_of_nothing_but_parts_is_refused_soon(body: bytes) -> None:
+    before = time.process_time()
+    with pytest.raises(MalformedError, match="too many parts"):
+        Decoder().decode(body)
+    assert time.process_time() - before < 2
+
+
+def test_as_many_spans_as_there_can_be_are_taken() -> None:
+    spans = [message(1, 2, name="") for _ in range(20_000)]
+    assert len(Decoder().decode(request(spans)).spans) == 20_000
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"resourceSpans":[' + b"{}," * (1 << 20) + b"{}]}",
+        b'{"x":[' + b"[]," * (1 << 20) + b"1]}",
+        b'{"x":[' + b"0.5," * (2 << 20) + b"1]}",
+    ],
+)
+def test_json_of_nothing_but_parts_is_refused_soon(body: bytes) -> None:
+    before = time.process_time()
+    with pytest.raises(MalformedError, match="too many parts"):
+        Decoder().decode_json(body)
+    assert time.process_time() - before < 1
+
+
+def test_what_has_too_many_attributes_is_refused() -> None:
+    span = message(1, 2)
+    span.attributes.extend(KeyValue(key=str(n)) for n in range(MAX_ATTRIBUTES + 1))
+    result = Decoder().decode(request([span, message(1, 3)]))
+    assert (len(result.spans), result.rejected) == (1, 1)
+    resource = b"\x0a\x00" * (MAX_ATTRIBUTES + 1)
+    inner = b"\x0a" + _varint(len(resource)) + resource
+    with pytest.raises(MalformedError, match="attributes"):
+        Decoder().decode(b"\x0a" + _varint(len(inner)) + inner)
 
 
 def _varint(value: int) -> bytes:
