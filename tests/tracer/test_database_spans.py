@@ -227,6 +227,13 @@ def test_errors_of_redis(error: str, code: Any, kind: str, message: str) -> None
     assert shapes_of(batch)[0].status_message == message
 
 
+def test_what_is_no_subcommand_is_not_shown() -> None:
+    error = "ERR unknown subcommand 'hunter2'. Try CONFIG HELP."
+    batch = feed(redis("CONFIG hunter2", 0, error=error))
+    assert attributes_of(batch)["db.operation.name"] == "CONFIG"
+    assert "hunter2" not in repr(attributes_of(batch)) + repr(shapes_of(batch)[0])
+
+
 @pytest.mark.parametrize(
     ("role", "end", "kind"),
     [

@@ -453,6 +453,13 @@ def test_padding_is_no_empty_value(query: str, masked: str) -> None:
     assert mask(query) == masked
 
 
+@pytest.mark.parametrize("target", ["/a#token=s3cr3t", "/a#x?b=s3cr3t", "http://h/a#s3cr3t"])
+def test_a_fragment_is_not_shown(target: str) -> None:
+    attributes = called(target=target, host="h")
+    assert attributes["url.full"] == "http://h/a"
+    assert served(target=target, host="h")["url.path"] == "/a"
+
+
 @given(st.binary(max_size=432), st.booleans(), st.booleans(), st.sampled_from(["mask", "raw"]))
 @example(b"/" + b"\xff" * 431, False, False, "mask")
 @example(b"/?" + b"&a=1" * 107, False, False, "mask")
@@ -462,7 +469,7 @@ def test_any_target_is_taken(raw: bytes, connect: bool, cut: bool, query: str) -
     path, text = target.path.decode(), target.query.decode()
     assert len(target.path) + len(target.query) < MAX_BYTES + 1
     # What did not fit is named like what was cut in the kernel.
-    if not target.kind.cut and target.kind.form == "origin" and raw.isascii():
+    if not target.kind.cut and target.kind.form == "origin" and raw.isascii() and b"#" not in raw:
         whole = raw.decode().partition("?")
         assert path == whole[0]
         assert text == (whole[2] if query == "raw" else mask(whole[2]))

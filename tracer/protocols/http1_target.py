@@ -60,7 +60,7 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
     connect: the method is CONNECT. cut: the capture limit took the target's end.
     query: Settings.query. path and query come as UTF-8, together at most MAX_BYTES.
     """
-    if not cut and raw.isascii() and raw.startswith(b"/"):
+    if not cut and raw.isascii() and raw.startswith(b"/") and b"#" not in raw:
         text, mark, rest = raw.decode("ascii").partition("?")
         masked = _query(rest, query) if mark else ""
         if len(text) + len(masked) < MAX_BYTES:
@@ -87,6 +87,10 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
         if not cut and not text.startswith("/"):
             text = "/" + text
     path, mark, rest = text.partition("?")
+    # A fragment is not to be sent (RFC 9112 section 3.2); it may be what a login answers with.
+    path, fragment, _ = path.partition("#")
+    if fragment:
+        mark = rest = ""
     place: Literal["", "path", "query"] = "" if not cut else "query" if mark else "path"
     route = _route(path, place == "path", routes)
     masked = _query(rest, query)

@@ -28,6 +28,7 @@ _COMMAND = re.compile(r"[A-Za-z][A-Za-z0-9_.-]*(?: [A-Za-z][A-Za-z0-9_-]*)?")
 _INDEX = re.compile(r"\d{1,9}")
 # The first word of an error, if it is one of those that classify.
 _PREFIX = re.compile(r"-?([A-Z][A-Z0-9_]*)(?:\s|$)")
+_NO_SUBCOMMAND = re.compile(r"-?ERR unknown subcommand", re.IGNORECASE)
 
 
 class Redis(DatabaseDecoder):
@@ -45,13 +46,16 @@ class Redis(DatabaseDecoder):
         """Say what an exchange means."""
         facts = self.facts(session, exchange, None)
         command = exchange.text(Database.QUERY)
+        error = exchange.text(Database.ERROR).strip()
+        if _NO_SUBCOMMAND.match(error):
+            # Its second word is no name then, but anything.
+            command = command.partition(" ")[0]
         if _COMMAND.fullmatch(command):
             facts = facts._replace(operation=command)
             if self.settings.sql != "drop":
                 facts = facts._replace(text=command + _arguments(exchange.arguments))
             if exchange.cut(Database.QUERY):
                 facts = facts._replace(cut=("db.operation.name", *facts.cut))
-        error = exchange.text(Database.ERROR).strip()
         if error:
             prefix = _PREFIX.match(error)
             facts = facts._replace(
