@@ -173,8 +173,11 @@ def test_an_error_of_mysql() -> None:
     assert "wirespan.db.affected_rows" not in attributes
     raw = feed(mysql(query="INSERT", error=message, **values), sql="raw")
     assert shapes_of(raw)[0].status_message == message
-    signal = feed(mysql(query="CALL p()", error="bob is no user", code=1644))
-    assert shapes_of(signal)[0].status_message == ""
+    for code, state in ((1644, ""), (30001, "45000")):
+        values = {"error": "bob is no user", "code": code, "sqlstate": state}
+        signal = feed(mysql(query="CALL p()", **values))
+        assert shapes_of(signal)[0].status_message == ""
+        assert attributes_of(signal)["db.response.status_code"] == str(code)
 
 
 @pytest.mark.parametrize(

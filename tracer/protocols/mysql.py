@@ -80,8 +80,9 @@ _PREFIXES = {
 # Their spans carry the statement's text.
 _WITH_TEXT = _EXECUTES | {int(Command.STMT_PREPARE), int(Command.STMT_FETCH)}
 _DATABASES = frozenset({int(Command.INIT_DB), int(Command.CREATE_DB), int(Command.DROP_DB)})
-# ER_SIGNAL_EXCEPTION: the message is the application's own, with whatever it put there.
-_SIGNALLED = 1644
+# ER_SIGNAL_EXCEPTION, and the class of SQLSTATEs for what SIGNAL gives a number of its own: the
+# message is the application's, with whatever it put there.
+_SIGNALLED, _UNHANDLED = 1644, "45"
 
 
 class MySql(DatabaseDecoder):
@@ -162,9 +163,11 @@ class MySql(DatabaseDecoder):
         """Add the server's error."""
         if not wrong:
             return facts
-        code = str(exchange.code) if exchange.code else exchange.text(Database.SQLSTATE)
+        state = exchange.text(Database.SQLSTATE)
+        code = str(exchange.code) if exchange.code else state
         message = self.message(exchange)
-        if exchange.code == _SIGNALLED and self.settings.sql != "raw":
+        signalled = exchange.code == _SIGNALLED or state.startswith(_UNHANDLED)
+        if signalled and self.settings.sql != "raw":
             message = ""
         return facts._replace(error=True, status_code=code, message=message)
 
