@@ -292,6 +292,8 @@ class Agent:
         if self._governor:
             self._governor.close()
         self._pipeline.stop(DRAIN_S)
+        # Before the kernel's descriptors go, which its thread attaches probes by.
+        self._contexts.close()
         self._kernel.close()
         self._hub.close()
         if self._output:

@@ -19,6 +19,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tracer import clock
+from tracer.agent import Agent
 from tracer.errors import AlreadyRunningError, WirespanError
 from tracer.instance import InstanceLock
 from tracer.match import parse
@@ -518,3 +519,25 @@ def test_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(WirespanError, match="cannot make the control socket"):
         InstanceLock(str(tmp_path / "file" / "control.sock")).acquire()
+
+
+def test_nobody_attaches_probes_by_descriptors_that_are_closed() -> None:
+    ended: list[str] = []
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __bool__(self) -> bool:
+            return self.name in ("pipeline", "contexts", "kernel")
+
+        def __getattr__(self, word: str) -> Any:
+            return lambda *_: ended.append(f"{self.name} {word}")
+
+    agent = Agent.__new__(Agent)
+    for name in ("loaded", "governor", "pipeline", "contexts", "kernel", "hub", "output",
+                 "exporter", "store", "metrics", "control"):  # fmt: skip
+        setattr(agent, f"_{name}", Part(name))
+    agent._end()
+    order = ["pipeline stop", "contexts close", "kernel close"]
+    assert [step for step in ended if step in order] == order
