@@ -39,7 +39,7 @@ _Made = TypeVar("_Made")
 MAX_MESSAGE_BYTES = 16 << 20
 MAX_PENDING_BYTES = 64 << 20
 DECODERS = 2
-START_S = 10.0
+START_S = 30.0
 STOP_S = 3.0
 
 # google.rpc.Code: https://github.com/googleapis/googleapis/blob/master/google/rpc/code.proto
@@ -237,6 +237,12 @@ class Intake:
         self._thread.start()
         try:
             self._call(self._start(config), START_S)
+        except TimeoutError:
+            self.close()
+            raise WirespanError(
+                f"the OTLP intake did not come up within {START_S:.0f} s",
+                "this machine is very busy: try again",
+            ) from None
         except BaseException:
             self.close()
             raise

@@ -36,6 +36,11 @@ SERVICE = "opentelemetry.proto.collector.trace.v1.TraceService"
 MAX_STREAMS = 16
 MAX_CALLS = 512
 MAX_METADATA_BYTES = 16 << 10
+# Requests that are read at a time. Of the others the library takes no more than a window of
+# 64 KiB, for it opens the window where somebody waits for the message.
+MAX_READS = 16
+# How long one is read while all of these are in use, in seconds.
+TURN_S = 1.0
 
 
 class GrpcServer:
@@ -45,6 +50,7 @@ class GrpcServer:
         self._gate = gate
         self._calls: set[asyncio.Task[Any]] = set()
         self._stopping = False
+        self._reads = asyncio.Semaphore(MAX_READS)
         self._server = self._made()
         self._watcher: asyncio.Task[None] | None = None
 
@@ -63,6 +69,8 @@ class GrpcServer:
                 ("grpc.server_handshake_timeout_ms", math.ceil(config.read_s * 1_000)),
                 # Exporters with keep-alive of their own must not be turned away for it.
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+                # It would make windows larger than 64 KiB.
+                ("grpc.http2.bdp_probe", 0),
                 # A second collector on the same port would take half of the requests.
                 ("grpc.so_reuseport", 0),
             ],
@@ -148,7 +156,7 @@ class GrpcServer:
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, "a bearer token is needed")
         try:
             async with asyncio.timeout(self._gate.config.read_s):
-                request = await anext(requests)
+                request = await self._read(requests)
         except TimeoutError:
             self._gate.count("slow")
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, "the request came too slowly")
@@ -168,6 +176,21 @@ class GrpcServer:
             _explain(context, status)
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, status.message)
         return response(taken).SerializeToString()
+
+    async def _read(self, requests: AsyncIterator[bytes]) -> bytes:
+        """Read a request when its turn has come.
+
+        Raises TimeoutError if it is slow while there is no other turn to be had.
+        """
+        async with self._reads:
+            reading = asyncio.ensure_future(anext(requests))
+            try:
+                while not (await asyncio.wait((reading,), timeout=TURN_S))[0]:
+                    if self._reads.locked():
+                        raise TimeoutError
+                return reading.result()
+            finally:
+                reading.cancel()
 
 
 def _explain(context: Any, status: Any) -> None:

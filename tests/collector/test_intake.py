@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import gzip
 import http.client
@@ -10,14 +9,18 @@ import json
 import re
 import resource
 import socket
+import struct
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import grpc
+import h2.connection
+import h2.exceptions
 import pytest
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (
     OTLPSpanExporter as GrpcExporter,
@@ -28,6 +31,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 
+from collector import intake_grpc
 from collector.address import Address
 from collector.collector import Collector, Settings
 from collector.decode import MalformedError
@@ -312,6 +316,60 @@ def test_grpc_connections_that_never_begin_are_closed(sent: bytes) -> None:
         assert send(_grpc(run.grpc)) is Verdict.ACCEPTED
 
 
+def _unfinished(port: int, calls: int, size: int) -> tuple[socket.socket, int]:
+    """Open calls, none of whose messages ends; return the connection and how much it took."""
+    wire = h2.connection.H2Connection()
+    wire.initiate_connection()
+    sock = socket.create_connection(("127.0.0.1", port), 5)
+    sock.settimeout(1)
+    left = {}
+    for number in range(calls):
+        headers = [(":method", "POST"), (":scheme", "http"), (":path", METHODS["traces"])]
+        headers += [(":authority", "x"), ("te", "trailers"), ("content-type", "application/grpc")]
+        wire.send_headers(2 * number + 1, headers)
+        wire.send_data(2 * number + 1, struct.pack(">?I", False, size))
+        left[2 * number + 1] = size - 1
+    sock.sendall(wire.data_to_send())
+    taken = 0
+    with contextlib.suppress(TimeoutError, h2.exceptions.ProtocolError):
+        while data := sock.recv(1 << 16):
+            wire.receive_data(data)
+            for stream, rest in left.items():
+                room = min(rest, wire.local_flow_control_window(stream))
+                for at in range(0, room, wire.max_outbound_frame_size):
+                    part = min(room - at, wire.max_outbound_frame_size)
+                    wire.send_data(stream, bytes(part))
+                    taken += part
+                left[stream] -= room
+            sock.sendall(wire.data_to_send())
+    return sock, taken
+
+
+@contextmanager
+def _held(port: int, connections: int, size: int) -> Iterator[int]:
+    """Hold 16 unfinished messages on each of some connections; gives how much was taken."""
+    with ThreadPoolExecutor(connections) as pool:
+        held = list(pool.map(lambda _: _unfinished(port, 16, size), range(connections)))
+    with contextlib.ExitStack() as stack:
+        for sock, _ in held:
+            stack.enter_context(sock)
+        yield sum(taken for _, taken in held)
+
+
+def test_unfinished_messages_of_grpc_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(intake_grpc, "TURN_S", 60.0)
+    size = 1 << 20
+    with running(max_message_bytes=size) as run, _held(run.grpc, 3, size) as taken:
+        # All of those that are read, a window of the others.
+        assert 16 * (size - 64) < taken < 16 * size + 48 * (70 << 10)
+
+
+def test_unfinished_messages_of_grpc_hold_nobody_up_for_long() -> None:
+    size = 1 << 20
+    with running(max_message_bytes=size, read_s=20) as run, _held(run.grpc, 3, size):
+        assert send(_grpc(run.grpc)) is Verdict.ACCEPTED
+
+
 def test_a_full_sink_makes_senders_try_again() -> None:
     sink = Stubborn()
     with running(sink) as run:
@@ -376,7 +434,7 @@ class Collectorless:
 def test_many_at_once() -> None:
     with running() as run:
         bodies = [request([message(n, n)]) for n in range(1, 201)]
-        with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        with ThreadPoolExecutor(16) as pool:
             statuses = list(pool.map(lambda body: run.post(body)[0], bodies))
         assert set(statuses) == {200}
         run.wait(200)
