@@ -21,7 +21,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__)
     names = [*(source.name for source in images.SOURCES), guest.HERE, images.ARM64.name]
     parser.add_argument("kernel", nargs="*", help=f"only these: {', '.join(names)} (default: all)")
-    parser.add_argument("--load-only", action="store_true", help="run no tests there")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--load-only", action="store_true", help="run no tests there")
+    what.add_argument(
+        "--only",
+        action="append",
+        choices=guest.PARTS,
+        help="of the tests only those by these hooks, or costs; may be given again",
+    )
     parser.add_argument("--write", action="store_true", help=f"put the results into {PAGE}")
     parser.add_argument(
         "--kept", action="store_true", help="with what earlier runs came to on the other kernels"
@@ -29,18 +36,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if unknown := set(options.kernel) - set(names):
         parser.error(f"no such kernel: {', '.join(sorted(unknown))}")
-    chosen, tests = options.kernel or names, not options.load_only
+    chosen = options.kernel or names
+    parts = () if options.load_only else options.only or guest.PARTS
     answers: list[page.Entry] = []
     arm = None
     try:
         with ended_by_signals():
             for source in images.SOURCES:
                 if source.name in chosen:
-                    answers.append(_ask(source, tests))
+                    answers.append(_ask(source, parts))
                 elif options.kept and (found := guest.kept(source.name)):
                     answers.append((source.name, images.fetch(source, _say), found))
             if guest.HERE in chosen:
-                answers.append((guest.HERE, None, _here(tests)))
+                answers.append((guest.HERE, None, _here(parts)))
             elif options.kept and (found := guest.kept(guest.HERE)):
                 answers.append((guest.HERE, None, found))
             if images.ARM64.name in chosen:
@@ -59,20 +67,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if all(good) else 1
 
 
-def _ask(source: images.Source, tests: bool) -> page.Entry:
+def _ask(source: images.Source, parts: Sequence[str]) -> page.Entry:
     image = None
     try:
         image = images.fetch(source, _say)
         _say(f"{source.name}: Linux {image.release} boots")
-        return source.name, image, guest.boot(image, tests=tests)
+        return source.name, image, guest.boot(image, parts)
     except BenchError as error:
         return source.name, image, str(error)
 
 
-def _here(tests: bool) -> guest.Answer | str:
+def _here(parts: Sequence[str]) -> guest.Answer | str:
     _say(f"{guest.HERE}: this machine, without a guest")
     try:
-        return guest.here(tests)
+        return guest.here(parts)
     except BenchError as error:
         return str(error)
 

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -31,6 +31,9 @@ HERE = "host"  # this machine's own kernel, as people choose it
 SLOW = 10  # how many times longer than here anything may take in a guest
 CPUS, MEMORY = 1, "4G"
 LOAD_S, TESTS_S = 300, 2400  # what a guest may take: to boot and load, and for the tests
+COSTS = "costs"
+HOOKS = tuple(each for each in CHOICES if each != "auto")
+PARTS = (*HOOKS, COSTS)  # of a run; a kernel has some or all of those hooks
 
 # This machine's files once more, cached: without, a program and its libraries are read anew at
 # each start, and each look at a file makes another inode of it, which no uprobe is on.
@@ -67,13 +70,19 @@ elif [ {log} -nt {out}/release ]; then
 fi
 sync
 """
-# By each kind of hooks that the kernel has; then what they cost.
+# By each kind of hooks that the kernel has; then what they cost; of these what is asked for.
 _TESTS = """
-    for hooks in $(.venv/bin/python -m bench.kernels.cost); do
-        WIRESPAN_TEST_HOOKS=$hooks .venv/bin/python -m pytest -v -p no:cacheprovider -m kernels \
-            --durations=0 --junitxml={out}/$hooks.xml {files} >{out}/$hooks.txt 2>&1
+    for part in $(.venv/bin/python -m bench.kernels.cost) {costs}; do
+        case " {parts} " in *" $part "*) echo $part >>{out}/parts ;; esac
     done
-    .venv/bin/python -m bench.kernels.cost {out}/cost.json 2>{out}/cost.txt"""
+    for part in $(cat {out}/parts); do
+        if [ $part = {costs} ]; then
+            .venv/bin/python -m bench.kernels.cost {out}/$part.json 2>{out}/$part.txt
+        else
+            WIRESPAN_TEST_HOOKS=$part .venv/bin/python -m pytest -v -p no:cacheprovider \
+                -m kernels --durations=0 --junitxml={out}/$part.xml {files} >{out}/$part.txt 2>&1
+        fi
+    done"""
 _LOG = "/var/log/wirespan/load.log"
 
 
@@ -82,43 +91,47 @@ class Answer:
     """What one kernel came to.
 
     checks: doctor's, by name; tests: by hooks, module and name, "" where it passed, else why not;
-    late: the tests did not all end in time; seconds: all of it; date: when it began; costs: as
-    bench.kernels.cost measured them, by way and measure.
+    costs: as bench.kernels.cost measured them, by way and measure; unended: those of PARTS that
+    began, or were to, and left nothing; runs: when the guest of each part began, and the seconds
+    it took ("": of one that only loaded).
     """
 
     release: str
     works: bool
     checks: Mapping[str, Mapping[str, str]]
     tests: Mapping[str, str]
-    late: bool = False
-    seconds: float = 0.0
-    date: str = ""
     costs: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    unended: Sequence[str] = ()
+    runs: Mapping[str, tuple[str, float]] = field(default_factory=dict)
 
     @property
     def hooks(self) -> list[str]:
         """Those that tests have run by."""
-        return list(dict.fromkeys(name.partition(" ")[0] for name in self.tests))
+        ran = {name.partition(" ")[0] for name in self.tests}
+        return [each for each in HOOKS if each in ran]
 
     @property
     def good(self) -> bool:
-        return self.works and not self.late and not any(self.tests.values())
+        return self.works and not self.unended and not any(self.tests.values())
 
 
-def boot(image: Image, tests: bool = True, limit_s: int | None = None) -> Answer:
-    """Boot a kernel, ask doctor and run tests. Raises BenchError where nothing came of it."""
-    out, script = _prepared(image.source.name, tests, SLOW, _GUEST)
+def boot(image: Image, parts: Sequence[str] = PARTS, limit_s: int | None = None) -> Answer:
+    """Boot a kernel, ask doctor and run some of PARTS. Raises BenchError where nothing came of it.
+
+    What earlier guests of the same release came to in other parts is in the answer, too.
+    """
+    out, script, before = _prepared(image.source.name, parts, SLOW, _GUEST)
     argv = [str(Path(sys.executable).with_name("vng")), "--disable-kvm", "--disable-microvm"]
     argv += ["--run", str(image.kernel), "--cpus", str(CPUS), "--memory", MEMORY]
     argv += ["--cwd", str(ROOT), "--rwdir", str(out), "--append", _KERNEL]
     argv += [f"--qemu-opts={_SHARE}", "--exec", f"bash {shlex.quote(str(script))}"]
-    return _run(argv, out, tests, limit_s or LOAD_S + tests * TESTS_S)
+    return _run(argv, out, before, limit_s or LOAD_S + bool(parts) * TESTS_S)
 
 
-def here(tests: bool = True) -> Answer:
+def here(parts: Sequence[str] = PARTS) -> Answer:
     """The same on this machine's own kernel, without a guest. Raises BenchError."""
-    out, script = _prepared(HERE, tests, 1, "")
-    return _run(["bash", str(script)], out, tests, LOAD_S + TESTS_S)
+    out, script, before = _prepared(HERE, parts, 1, "")
+    return _run(["bash", str(script)], out, before, LOAD_S + TESTS_S)
 
 
 def now() -> str:
@@ -132,20 +145,22 @@ def core() -> list[str]:
     return [str(file) for file in files if "mark.kernels(" in file.read_text(encoding="utf-8")]
 
 
-def _prepared(name: str, tests: bool, slow: int, first: str) -> tuple[Path, Path]:
-    out, built = RESULTS / name, ROOT / "build" / "root-tests"
+def _prepared(
+    name: str, parts: Sequence[str], slow: int, first: str
+) -> tuple[Path, Path, Answer | None]:
+    out, built, before = RESULTS / name, ROOT / "build" / "root-tests", kept(name)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     built.mkdir(parents=True, exist_ok=True)
-    said = _TESTS.format(out=out, files=" ".join(core())) if tests else ""
+    said = _TESTS.format(out=out, files=" ".join(core()), parts=" ".join(parts), costs=COSTS)
     text = first.format(root=ROOT, python=sys.base_prefix, out=out, built=built)
-    text += _SCRIPT.format(root=ROOT, out=out, slow=slow, tests=said, log=_LOG)
+    text += _SCRIPT.format(root=ROOT, out=out, slow=slow, tests=said if parts else "", log=_LOG)
     script = out / "script"
     script.write_text(text, encoding="utf-8")
-    return out, script
+    return out, script, before
 
 
-def _run(argv: list[str], out: Path, tests: bool, limit_s: int) -> Answer:
+def _run(argv: list[str], out: Path, before: Answer | None, limit_s: int) -> Answer:
     path = f"{Path(sys.executable).parent}:/usr/sbin:/sbin:{os.environ['PATH']}"
     begun, date = time.monotonic(), now()
     with (out / "console").open("wb") as console:
@@ -169,8 +184,10 @@ def _run(argv: list[str], out: Path, tests: bool, limit_s: int) -> Answer:
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     found = answer(out)
-    late = tests and found.works and not found.costs
-    found = replace(found, late=late, seconds=time.monotonic() - begun, date=date)
+    took = date, round(time.monotonic() - begun)
+    found = replace(found, runs=dict.fromkeys(_parts(out) or [""], took))
+    if before and before.release == found.release:
+        found = _joined(before, found)
     (out / "answer.json").write_text(json.dumps(asdict(found)), encoding="utf-8")
     return found
 
@@ -178,9 +195,10 @@ def _run(argv: list[str], out: Path, tests: bool, limit_s: int) -> Answer:
 def kept(name: str) -> Answer | None:
     """What the last run with a kernel came to, if there was one."""
     try:
-        return Answer(**json.loads((RESULTS / name / "answer.json").read_text(encoding="utf-8")))
+        said = json.loads((RESULTS / name / "answer.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
+    return Answer(**{**said, "runs": {part: tuple(run) for part, run in said["runs"].items()}})
 
 
 def answer(out: Path) -> Answer:
@@ -192,16 +210,41 @@ def answer(out: Path) -> Answer:
         raise BenchError(f"the guest did not come up: {out / 'console'}") from None
     checks = {check["name"]: check for check in doctor["checks"]}
     tests: dict[str, str] = {}
-    for hooks in CHOICES:
+    for hooks in HOOKS:
         tests |= _outcomes(out / f"{hooks}.xml", hooks)
-    with contextlib.suppress(FileNotFoundError):
-        costs = json.loads((out / "cost.json").read_text(encoding="utf-8"))
-        return Answer(release, doctor["works"], checks, tests, costs=costs)
-    return Answer(release, doctor["works"], checks, tests)
+    costs = {}
+    if _left(out / f"{COSTS}.json"):
+        costs = json.loads((out / f"{COSTS}.json").read_text(encoding="utf-8"))
+    ended = {name.partition(" ")[0] for name in tests} | ({COSTS} if costs else set())
+    unended = [part for part in _parts(out) if part not in ended]
+    return Answer(release, doctor["works"], checks, tests, costs, unended)
+
+
+def _joined(before: Answer, now: Answer) -> Answer:
+    """What now came of some parts, with what came of the others before."""
+    old = before.runs.keys() - now.runs.keys() - {""}
+    tests = {name: why for name, why in before.tests.items() if name.partition(" ")[0] in old}
+    return replace(
+        now,
+        tests={**tests, **now.tests},
+        costs=before.costs if COSTS in old else now.costs,
+        unended=[*(part for part in before.unended if part in old), *now.unended],
+        runs={**{part: before.runs[part] for part in before.runs if part in old}, **now.runs},
+    )
+
+
+def _parts(out: Path) -> list[str]:
+    """Those of PARTS that were to run."""
+    parts = out / "parts"
+    return parts.read_text(encoding="ascii").split() if parts.exists() else []
+
+
+def _left(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _outcomes(path: Path, hooks: str) -> dict[str, str]:
-    if not path.exists() or not path.stat().st_size:
+    if not _left(path):
         return {}
     outcomes: dict[str, str] = {}
     for case in ET.parse(path).iter("testcase"):

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench.kernels.cost import MEASURES
-from bench.kernels.guest import ROOT, SLOW, Answer
+from bench.kernels.guest import COSTS, ROOT, SLOW, Answer
 from bench.kernels.images import Image
 from bench.markdown import paragraphs
 
@@ -45,15 +45,15 @@ def page(
             f"Debian {image.source.suite}, {image.version}" if image else "this machine, no guest"
         )
         if isinstance(answer, str):
-            rows.append((name, where, "-", "no answer", "-", "-", "-"))
+            rows.append((name, where, "-", "no answer", "-", "-"))
             words.append(f"- **{name}**: {answer}")
             continue
         tests = ", ".join(_passed(answer, hooks) for hooks in answer.hooks) or "not run"
         works = "yes" if answer.works else "**no**"
-        took = f"{answer.seconds:.0f} s" if answer.seconds else "-"
-        rows.append((name, where, answer.release, works, tests, took, answer.date))
+        runs = ", ".join(f"{date} ({took:,} s)" for date, took in sorted({*answer.runs.values()}))
+        rows.append((name, where, answer.release, works, tests, runs))
         words += _words(name, answer)
-    head = ("kernel", "from", "release", "programs load", "tests passed", "all took", "run")
+    head = ("kernel", "from", "release", "programs load", "tests passed", "run (and took)")
     core = [
         (what, *(_cell(*each, begins) for each in found.values())) for what, begins in CORE.items()
     ]
@@ -139,8 +139,9 @@ def _words(name: str, answer: Answer) -> list[str]:
             seen = found["seen"].replace(f"{ROOT}/", "")
             lines.append(f"- **{name}**, {check}: {seen}; {found['consequence']}")
     lines += [f"- **{name}**, `{test}`: {why}" for test, why in answer.tests.items() if why]
-    if answer.late:
-        lines.append(f"- **{name}**: the tests did not end in time")
+    for part in answer.unended:
+        what = "the measurement of costs" if part == COSTS else f"the tests by {part}"
+        lines.append(f"- **{name}**: {what} did not end in the time given, or failed")
     return lines
 
 

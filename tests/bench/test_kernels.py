@@ -30,7 +30,8 @@ def left(out: Path, works: bool) -> Path:
     (out / "doctor.json").write_text(json.dumps({"works": works, "checks": [check, bad]}))
     (out / "tracepoint.xml").write_text(JUNIT)
     (out / "fentry.xml").write_text(JUNIT.replace("failure", "properties"))
-    (out / "cost.json").write_text('{"untraced": {"zero": 1234.5}, "fentry": {"programs": 2.0}}')
+    (out / "parts").write_text("tracepoint\nfentry\ncosts\n")
+    (out / "costs.json").write_text('{"untraced": {"zero": 1234.5}, "fentry": {"programs": 2.0}}')
     return out
 
 
@@ -46,13 +47,15 @@ def test_answer_and_page(tmp_path: Path) -> None:
     assert found.hooks == ["tracepoint", "fentry"]
     assert not found.good
     image = images.Image(images.SOURCES[1], found.release, "6.1.1-1", tmp_path / "vmlinuz")
-    late = replace(found, tests={}, late=True, seconds=1200.4, date="today")
+    runs = {"tracepoint": ("today", 1200), "costs": ("today", 1200), "fentry": ("yesterday", 7)}
+    late = replace(found, tests={}, unended=["fentry", "costs"], runs=runs)
     text = page.page(
         "0.1", [("6.1", image, found), ("newest", None, "no boot"), ("host", None, late)]
     )
     passed = "1 of 2 by tracepoint, 2 of 2 by fentry"
-    assert f"| 6.1 | Debian bookworm, 6.1.1-1 | 6.1.0-test | yes | {passed} | - |  |" in text
-    assert "| host | this machine, no guest | 6.1.0-test | yes | not run | 1200 s | today |" in text
+    assert f"| 6.1 | Debian bookworm, 6.1.1-1 | 6.1.0-test | yes | {passed} |  |" in text
+    ran = "today (1,200 s), yesterday (7 s)"
+    assert f"| host | this machine, no guest | 6.1.0-test | yes | not run | {ran} |" in text
     assert "|  | 6.1, tracepoint | 6.1, fentry | host |" in text
     assert "| gRPC | yes | yes | not run |" in text
     assert "| MySQL | **no** | yes | not run |" in text
@@ -61,7 +64,47 @@ def test_answer_and_page(tmp_path: Path) -> None:
     assert "- **6.1**, helpers: none in tracer; slow" in text
     assert "- **6.1**, `tracepoint test_mysql::test_b[x]`: assert 1 == 2" in text
     assert "- **newest**: no boot" in text
-    assert "- **host**: the tests did not end in time" in text
+    for what in ("the tests by fentry", "the measurement of costs"):
+        assert f"- **host**: {what} did not end in the time given, or failed" in text
+
+
+def test_parts_that_did_not_end(tmp_path: Path) -> None:
+    """Costs that were not asked for are not late; what has begun and left nothing is."""
+    left(tmp_path, True)
+    (tmp_path / "costs.json").unlink()
+    (tmp_path / "fentry.xml").write_text("")
+    assert guest.answer(tmp_path).unended == ["fentry", "costs"]
+    (tmp_path / "parts").write_text("tracepoint\n")
+    assert guest.answer(tmp_path).unended == []
+    (tmp_path / "parts").unlink()
+    (tmp_path / "tracepoint.xml").unlink()
+    found = guest.answer(tmp_path)
+    assert found.unended == [] and found.tests == {} and found.good
+
+
+def test_parts_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of one part leaves what came of the others, by the same kernel alone."""
+    monkeypatch.setattr(guest, "RESULTS", tmp_path)
+
+    def ran(part: str, release: str = "6.1") -> guest.Answer:
+        out, _, before = guest._prepared("some", [part], 1, "")
+        left(out, True)
+        for name in ("tracepoint.xml", "fentry.xml", "costs.json"):
+            if not name.startswith(part):
+                (out / name).unlink()
+        (out / "parts").write_text(part)
+        (out / "release").write_text(release)
+        return guest._run(["true"], out, before, 60)
+
+    assert ran("fentry").hooks == ["fentry"]
+    assert ran("tracepoint").hooks == ["tracepoint", "fentry"]
+    assert "fentry" in ran("costs").costs
+    found = ran("tracepoint")
+    assert found == guest.kept("some")
+    assert sorted(found.runs) == ["costs", "fentry", "tracepoint"]
+    assert (found.hooks, len(found.tests), found.unended) == (["tracepoint", "fentry"], 4, [])
+    other = ran("fentry", "6.2")
+    assert (other.hooks, other.costs, sorted(other.runs)) == (["fentry"], {}, ["fentry"])
 
 
 def test_a_guest_that_left_nothing(tmp_path: Path) -> None:
