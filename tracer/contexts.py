@@ -49,7 +49,7 @@ TURNS, CONNECTS, TIMERS = 1, 2, 4
 # knows for whom a thread that serves several works: a task may have moved to it from another.
 EVENT_LOOPS = {"nginx": TURNS | CONNECTS, "haproxy": TURNS, "envoy": TURNS}
 # An interpreter that was just exec'ed needs a while until it can be read, in seconds.
-_AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
+_AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 _QUEUE = 4096
 _SAID = 4096
 _NOBODY = 0  # no process: wakes the thread up

@@ -186,11 +186,19 @@ def verdict(
 def warm(tracer: Tracer, running: Running, seed: int) -> None:
     """Wait until the tracer has found out what runs in a service that has just started."""
     seeds = iter(range(seed, seed + 1000))
-    wait_until(
-        lambda: measure(tracer, running, next(seeds), 4, 1, settle=False).all_right(),
-        "links",
-        2 * DEADLINE,
-    )
+    tried: list[Counts] = []
+
+    def linked() -> bool:
+        found = measure(tracer, running, next(seeds), 4, 1, settle=False)
+        tried.append(found.counts)
+        return found.all_right()
+
+    try:
+        wait_until(linked, "links", 2 * DEADLINE)
+    except AssertionError as error:
+        last = tried[-1] if tried else "none"
+        said = f"{error}, {len(tried)} tries, the last one: {last}\n{tracer.stderr()}"
+        raise AssertionError(said) from None
 
 
 def assert_sound(spans: Spans, everything: Spans) -> None:

@@ -20,6 +20,7 @@ SHT_SYMTAB = 2
 SHT_NOTE = 7
 SHT_NOBITS = 8
 SHT_DYNSYM = 11
+DT_NEEDED = 1
 PT_LOAD = 1
 PT_NOTE = 4
 PT_TLS = 7
@@ -190,6 +191,16 @@ class Elf:
                 if section.kind == kind and len(found) < len(wanted):
                     self._search(section, wanted, found)
         return found
+
+    def needed(self) -> list[str]:
+        """Return the names of the libraries it asks the dynamic linker for. Raises ElfError."""
+        section = self.section(".dynamic")
+        if section is None or section.link >= len(self.sections):
+            return []
+        words = self.content(section)
+        entries = struct.iter_unpack("<QQ", words[: len(words) // 16 * 16])
+        names = self.content(self.sections[section.link])
+        return [_text(names, at) for tag, at in entries if tag == DT_NEEDED and at < len(names)]
 
     def file_offset(self, address: int) -> int | None:
         """Return where in the file the byte of a virtual address lies; None: nowhere."""

@@ -31,7 +31,16 @@ MAX_FILES = 1 << 12
 _LIBRARY = re.compile(r"(lib)?python3[.\d]*[a-z]*(\.so[.\d]*)?$|libnode\.so[.\d]*$|node(js)?$")
 
 FileId = tuple[int, int]
-_Image = cpython.Image | Go | Node | str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """An executable whose runtime is in a library, which the dynamic linker has yet to map."""
+
+    library: str
+
+
+_Image = cpython.Image | Go | Node | Needs | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +51,7 @@ class Found:
     why in words, "" for a plain program. file: (device, inode) of what holds the runtime.
     path: leads to that file while the process lives (for uprobes). first: no process with
     this file was reported before, so its uprobes are to be attached now.
-    ready: False where the interpreter has not begun yet: look again later.
+    ready: False where the interpreter has not begun yet, or is not even mapped: look again later.
     """
 
     pid: int
@@ -149,15 +158,19 @@ class Runtimes:
                 key = (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)
                 image = self._image(key, path, mapping)
             except PermissionError:
-                result = result or _unreadable(pid, mapping, path)
+                if result is None or not result.ready:
+                    result = _unreadable(pid, mapping, path)
                 continue
             except (OSError, ElfError):
                 continue
             file = (status.st_dev, status.st_ino)
             found = self._process(pid, mapping, path, file, image)
+            if isinstance(image, Needs):
+                result = result or found  # the library, where it is mapped, tells more
+                continue
             if found.runtime is not None or not found.ready:
                 return found
-            if result is None or found.reason:
+            if result is None or not result.ready or found.reason:
                 result = found
         if result is None:
             raise OSError(2, "no executable to read")
@@ -179,6 +192,9 @@ class Runtimes:
     def _process(
         self, pid: int, mapping: Mapping, path: Path, file: FileId, image: _Image
     ) -> Found:
+        if isinstance(image, Needs):
+            reason = f"{image.library} is being loaded"
+            return Found(pid, None, reason, file, path, True, ready=False)
         if not isinstance(image, cpython.Image):
             runtime = image if isinstance(image, Go | Node) else None
             return Found(pid, runtime, image if isinstance(image, str) else "", file, path, True)
@@ -199,11 +215,15 @@ def _read(elf: Elf, mapping: Mapping) -> _Image:
         if python is not None:
             return python
         # Node before Go: looking for Go's build information is the dearer of the two.
-        return node.image(elf, mapping.name) or golang.image(elf)
+        return node.image(elf, mapping.name) or golang.image(elf) or _needs(elf)
     except golang.Unfit as error:
         return str(error)
     except ElfError as error:
         return f"{mapping.name}: {error}"
+
+
+def _needs(elf: Elf) -> Needs | None:
+    return next((Needs(name) for name in elf.needed() if _LIBRARY.match(name)), None)
 
 
 def _unreadable(pid: int, mapping: Mapping, path: Path) -> Found:

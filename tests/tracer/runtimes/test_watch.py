@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -152,3 +154,53 @@ def test_node() -> None:
     finally:
         process.kill()
         process.communicate()
+
+
+PTRACE_TRACEME, PTRACE_DETACH = 0, 17
+LIBRARY = """
+const unsigned _PyRuntime = 1, Py_Version = 0x03630000; /* of a CPython 3.99 */
+int Py_IsInitialized(void) { return 1; }
+"""
+PROGRAM = """
+#include <unistd.h>
+int Py_IsInitialized(void);
+int main(void) { return write(1, Py_IsInitialized() ? "ready" : "", 5) < 0 || pause(); }
+"""
+
+
+def test_a_library_that_is_not_mapped_yet(tmp_path: Path) -> None:
+    """Looked at before its dynamic linker has run, a process isn't one without a runtime."""
+    program, library = tmp_path / "program", tmp_path / "libpython3.99.so.1.0"
+    built(LIBRARY, "-shared", "-fPIC", f"-Wl,-soname,{library.name}", "-o", str(library))
+    built(PROGRAM, "-o", str(program), str(library), f"-Wl,-rpath,{tmp_path}")
+    out, into = os.pipe()
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)
+    pid = os.fork()
+    if pid == 0:
+        os.dup2(into, 1)
+        ptrace(PTRACE_TRACEME, 0, None, None)
+        os.execv(program, [str(program)])  # and stops there
+    os.close(into)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(pid, 0)[1])
+        told: list[Found] = []
+        runtimes = Runtimes(told.append)
+        early = runtimes.look(pid)
+        assert early is not None and not early.ready and not told
+        assert early.reason == f"{library.name} is being loaded"
+        assert not ptrace(PTRACE_DETACH, pid, None, None)
+        assert os.read(out, 5) == b"ready"
+        late = runtimes.look(pid)
+        assert late is not None and late.ready and told == [late]
+        assert "CPython 3.99.0: no offsets" in late.reason
+    finally:
+        os.close(out)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def built(source: str, *arguments: str) -> None:
+    """Compile C; what else is linked stands behind it."""
+    argv = ["gcc", "-x", "c", "-", "-x", "none", *arguments]
+    subprocess.run(argv, input=source, text=True, check=True)
