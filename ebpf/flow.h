@@ -93,6 +93,8 @@ enum flow_evidence {
 	FLOW_EVIDENCE_WAKEUP = 6,    /* its thread then woke the one that waited for it; with
 				      * no parent: that may yet come, as a FLOW_HANDOVER */
 	FLOW_EVIDENCE_ASYNC = 7,     /* the runtime said so: Node's preload, the JVM's agent */
+	FLOW_EVIDENCE_QUEUE = 8,     /* its thread took it from a pool's queue, where it was put for
+				      * that exchange */
 };
 
 /* Slots of flow_record.fields: where in text[] a string lies. */

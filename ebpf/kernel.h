@@ -431,8 +431,9 @@ enum syscall_nr {
 /* Where the thread's TLS is. */
 #define THREAD_POINTER(task) LOAD(struct task_struct, (void *)(task), thread.fsbase)
 
-/* Registers in a uprobe: what a C function returns, what Go passes (its ABIInternal) and g. */
+/* Registers in a uprobe: what a C function returns and gets, what Go passes (ABIInternal) and g. */
 #define RETURNED(ctx) ((ctx)->ax)
+#define C_ARG2(ctx) ((ctx)->si)
 #define GO_ARG1(ctx) ((ctx)->ax)
 #define GO_ARG2(ctx) ((ctx)->bx)
 #define GO_ARG3(ctx) ((ctx)->cx)
@@ -478,6 +479,7 @@ enum syscall_nr {
 #define THREAD_POINTER(task) LOAD(struct task_struct, (void *)(task), thread.uw.tp_value)
 
 #define RETURNED(ctx) ((ctx)->regs[0])
+#define C_ARG2(ctx) ((ctx)->regs[1])
 #define GO_ARG1(ctx) ((ctx)->regs[0])
 #define GO_ARG2(ctx) ((ctx)->regs[1])
 #define GO_ARG3(ctx) ((ctx)->regs[2])

@@ -122,6 +122,7 @@ static __always_inline __u64 context_of(struct runtime *runtime, struct thread *
 found:
 	if (!state)
 		return 0;
+	thread->python = state;
 	bpf_probe_read_user(&context, sizeof(context), (void *)(state + runtime->context));
 	if (context)
 		bpf_probe_read_user(&entered, sizeof(entered),
@@ -154,7 +155,8 @@ __noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
 
 /*
  * For whom does a context run? Returns 1 if it is known, then cause->id may yet be 0: for
- * nobody. A context that belongs to a connection runs for the one exchange on it.
+ * nobody; NOBODYS if that stays so. A context that belongs to a connection runs for the one
+ * exchange on it.
  */
 static __always_inline int context_cause(const struct context_key *key, struct cause *cause)
 {
@@ -166,7 +168,7 @@ static __always_inline int context_cause(const struct context_key *key, struct c
 		return 0;
 	*cause = known->cause;
 	if (cause->id || !cause->sk)
-		return 1;
+		return known->channel == NOBODYS ? NOBODYS : 1;
 	sk = cause->sk;
 	c = bpf_map_lookup_elem(&conns, &sk);
 	if (!c || c->ino != cause->index || c->role != FLOW_SERVER ||
@@ -213,7 +215,7 @@ static __always_inline int cause_live(const struct cause *cause)
 POINTERS int goroutine_cause(struct runtime *runtime, struct cause *cause, __u64 g, __u32 tgid,
 			     __u32 inherit)
 {
-	struct context_key key = { .tgid = tgid, .goroutine = 1 };
+	struct context_key key = { .tgid = tgid, .kind = GOROUTINE };
 	struct context *known;
 	struct io *io;
 	__u64 goid;
@@ -288,7 +290,7 @@ GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 	if (!runtime)
 		return 0;
 	if (runtime->kind == RUNTIME_GO && http1) {
-		struct context_key key = { .tgid = tgid, .goroutine = 1 };
+		struct context_key key = { .tgid = tgid, .kind = GOROUTINE };
 		struct context known = { .cause = cause };
 		__u64 parent;
 
@@ -402,6 +404,10 @@ GLOBAL_IO(link_current, (protocol), __u32 protocol)
 			goto found;
 		}
 		evidence = thread_cause(thread, cause);
+		if (!thread->in_hand.count && thread->work.id) {
+			*cause = thread->work;
+			evidence = FLOW_EVIDENCE_QUEUE;
+		}
 		goto found;
 	}
 	thread = thread_of(tid);
@@ -515,7 +521,8 @@ GLOBAL_IO(link_call, (protocol, stream, exchange), __u32 protocol, __u32 stream,
 	 * Threads share a connection of HTTP/2, and one may write for others, after itself. A
 	 * thread makes one call at a time.
 	 */
-	if (evidence == FLOW_EVIDENCE_THREAD && stream && calls_of_cause(io) > 0)
+	if ((evidence == FLOW_EVIDENCE_THREAD || evidence == FLOW_EVIDENCE_QUEUE) && stream &&
+	    calls_of_cause(io) > 0)
 		evidence = 0;
 found:
 	if (!io->cause.id || !evidence) {

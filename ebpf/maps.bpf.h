@@ -118,7 +118,7 @@ struct {
 /* Sockets found to speak something else, or filtered out: struct sock * to inode. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1792);
 	__type(key, __u64);
 	__type(value, __u64);
 } others SEC(".maps");
@@ -208,6 +208,22 @@ struct runtime {
 	__u32 entered;	  /* CPython: where in a Context is whether something runs in it */
 	__u32 event_loop; /* enum event_loop */
 	__u32 serves;	  /* set by the kernel's side: it has read a request */
+	/* CPython: where in an object its type is, and in a type its name */
+	__u16 object_type;
+	__u16 type_name;
+	/*
+	 * where in PyThreadState the innermost frame is, 0: frames need not be looked at; cframe:
+	 * there is a pointer to what has it at this place, plus 1; 0: there it is itself
+	 */
+	__u16 frame;
+	__u16 cframe;
+	/* where in a frame its code, its caller and its arguments are */
+	__u16 frame_code;
+	__u16 frame_previous;
+	__u16 frame_locals;
+	__u16 code_name; /* where in a code object its name is */
+	__u16 text;	 /* where in a string of ASCII its characters begin */
+	__u16 pad[5];
 };
 
 struct {
@@ -246,25 +262,34 @@ struct thread {
 	__u64 alone_ns;
 	__u64 handed; /* the exchange of whom it woke last, since */
 	/* CPython */
+	struct cause work; /* a pool's thread: for whom what it has in hand was put in its queue */
 	__u32 request; /* enum request_seen: the message received last was a request */
 	__u32 doubt;   /* how many more requests must be followed by a copy of a context */
 };
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 2048);
+	__uint(max_entries, 1792);
 	__type(key, __u32);
 	__type(value, struct thread);
 } threads SEC(".maps");
 
 /* Contexts of CPython and goroutines: for whom they run. Addresses and numbers by process. */
+enum context_kind {
+	CONTEXT = 0,	/* of CPython; also a number that Node's preload or the JVM's agent gave */
+	GOROUTINE = 1,
+	WORK_ITEM = 2,	/* CPython: in a pool's queue */
+	REQUEST = 3,	/* CPython: in the queue of tornado's client of HTTP */
+};
+
 struct context_key {
 	__u64 context;
 	__u32 tgid;
-	__u32 goroutine;
+	__u32 kind; /* enum context_kind */
 };
 
 #define INHERITED 1 /* no channel: started for the exchange */
+#define NOBODYS 2   /* CPython: it runs for somebody, but nothing tells for whom */
 
 struct context {
 	struct cause cause; /* id 0: the connection alone is known, whose inode is `index` */

@@ -8,6 +8,7 @@
 #define WIRESPAN_RUNTIME_H
 
 #include "conn.bpf.h"
+#include "python.bpf.h"
 
 /* ---- turns ------------------------------------------------------------------------------ */
 
@@ -289,8 +290,9 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	__u32 tgid = pid_tgid >> 32;
 	struct runtime *runtime;
 	struct thread *thread;
-	struct context copy = {};
-	int known;
+	struct context copy = {}, *before;
+	int known = 0, passes = QUEUED_NOT;
+	__u64 request = 0;
 
 	if (!cfg_ready || !RETURNED(ctx))
 		return;
@@ -299,8 +301,23 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	if (!thread || !runtime || runtime->kind != RUNTIME_CPYTHON)
 		return;
 	key.context = python_context(runtime, thread);
-	known = key.context && context_cause(&key, &copy.cause);
-	if (!copy.cause.sk && thread->accepted) {
+	if (key.context)
+		known = context_cause(&key, &copy.cause);
+	if (runtime->frame)
+		passes = queued(runtime, thread->python, &request);
+	if (passes == QUEUED_OUT) {
+		struct context_key waited = { request, tgid, REQUEST };
+
+		__builtin_memset(&copy, 0, sizeof(copy));
+		before = bpf_map_lookup_elem(&contexts, &waited);
+		if (before)
+			copy = *before;
+		else
+			copy.channel = NOBODYS;
+		bpf_map_delete_elem(&contexts, &waited);
+	} else if (known == NOBODYS) {
+		copy.channel = NOBODYS;
+	} else if (!copy.cause.sk && thread->accepted) {
 		copy.cause.sk = thread->accepted;
 		copy.cause.index = thread->accepted_ino;
 	} else if (!copy.cause.sk && thread->request &&
@@ -314,6 +331,13 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	}
 	key.context = RETURNED(ctx);
 	bpf_map_update_elem(&contexts, &key, &copy, BPF_ANY);
+	if (passes == QUEUED_IN) { /* the timer's copy runs for whom the request will */
+		key.context = request;
+		key.kind = REQUEST;
+		if (!copy.cause.sk)
+			copy.channel = NOBODYS;
+		bpf_map_update_elem(&contexts, &key, &copy, BPF_ANY);
+	}
 }
 
 /* ---- Go --------------------------------------------------------------------------------- */
@@ -382,7 +406,7 @@ HOOK("uprobe.multi", go_grpc_serve, struct pt_regs *ctx)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
-	struct context_key key = { .tgid = tgid, .goroutine = 1 };
+	struct context_key key = { .tgid = tgid, .kind = GOROUTINE };
 	struct context known = {};
 	struct stream_entry *e;
 	__u64 sk, parent;
@@ -444,7 +468,7 @@ static __always_inline int go_handed(struct pt_regs *ctx, int receiver_waits)
 {
 	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	struct runtime *runtime = go_runtime(tgid);
-	struct context_key key = { .tgid = tgid, .goroutine = 1 };
+	struct context_key key = { .tgid = tgid, .kind = GOROUTINE };
 	struct context handed = { .channel = GO_ARG1(ctx) };
 	__u64 current = GO_G(ctx), waiting, parent, room = 0;
 	struct context *known;

@@ -8,6 +8,7 @@ begins, and again after each exec; children of fork inherit, in the kernel.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import queue
 import struct
@@ -21,15 +22,20 @@ from tracer.kernel import sys, uprobes
 from tracer.kernel.loader import Kernel
 from tracer.probed import Probed
 from tracer.protocols.base import Processes
+from tracer.runtimes import modules, pyqueue
 from tracer.runtimes.cpython import CPython
+from tracer.runtimes.elf import ElfError
 from tracer.runtimes.golang import GRPC, Go
+from tracer.runtimes.modules import Modules
 from tracer.runtimes.node import Node
-from tracer.runtimes.watch import Found, Runtimes
+from tracer.runtimes.proc import opened
+from tracer.runtimes.pyqueue import Queue
+from tracer.runtimes.watch import FileId, Found, Runtimes
 from tracer.spans import Resource
 
 # enum runtime_kind and struct runtime of ebpf/maps.bpf.h; a test keeps both equal.
 THREADS, CPYTHON, GO, NODE, OPAQUE = range(1, 6)
-RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQII4x4x")
+RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQIIIHHHHHHHHH10x")
 
 _TRANSPORT = f"{GRPC}/internal/transport"
 _ROUND_TRIP = "net/http.(*persistConn).roundTrip"
@@ -42,7 +48,7 @@ GO_PROBES = {
     "runtime.send": "go_send",
     "runtime.recv": "go_recv",
 }
-PROGRAMS = ("python_copied", "node_turn", *dict.fromkeys(GO_PROBES.values()))
+PROGRAMS = ("python_copied", "python_put", "python_got", "node_turn", *dict.fromkeys(GO_PROBES.values()))
 # enum event_loop.
 TURNS, CONNECTS, TIMERS = 1, 2, 4
 # Programs whose threads are event loops that keep an exchange to themselves. Of others nobody
@@ -50,15 +56,22 @@ TURNS, CONNECTS, TIMERS = 1, 2, 4
 EVENT_LOOPS = {"nginx": TURNS | CONNECTS, "haproxy": TURNS, "envoy": TURNS}
 # An interpreter that was just exec'ed needs a while until it can be read, in seconds.
 _AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
+# When it is looked at what a CPython process has loaded since, in seconds each after the last.
+_LOADS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+_SERVES = 20  # which of RUNTIME's
 _QUEUE = 4096
 _SAID = 4096
 _NOBODY = 0  # no process: wakes the thread up
 
 
-def value_of(found: Found) -> bytes:
-    """Return what the kernel is told of a process: struct runtime."""
+def value_of(found: Found, *, frames: bool = True, serves: bool = False) -> bytes:
+    """Return what the kernel is told of a process: struct runtime.
+
+    frames: of CPython, its calls must be looked at. serves: it has read a request.
+    """
     match found.runtime:
         case CPython() as python:
+            stack = dataclasses.astuple(python.frames) if frames else (0,) * 7
             return _packed(
                 CPYTHON,
                 interpreter=python.runtime_addr + python.interpreters_main,
@@ -70,6 +83,8 @@ def value_of(found: Found) -> bytes:
                     python.tls_tstate or 0,
                 ),
                 rest=(python.runtime_size, python.runtime_addr, python.context_entered),
+                serves=serves,
+                objects=(python.ob_type, python.tp_name, *stack),
             )
         case Go() as go:
             return _packed(GO, go=_go(go))
@@ -90,8 +105,10 @@ def _packed(
     go: Sequence[int] = (0,) * 9,
     rest: Sequence[int] = (0,) * 3,
     event_loop: int = 0,
+    serves: bool = False,
+    objects: Sequence[int] = (0,) * 9,
 ) -> bytes:
-    return RUNTIME.pack(interpreter, kind, *python, *go, *rest, event_loop)
+    return RUNTIME.pack(interpreter, kind, *python, *go, *rest, event_loop, serves, *objects)
 
 
 def _go(go: Go) -> tuple[int, ...]:
@@ -143,11 +160,12 @@ class Contexts:
         self._map = kernel.map_fd("runtimes")
         self._programs = {name: kernel.program_fd(name) for name in PROGRAMS}
         self._say = say
-        self._said: set[tuple[int, int]] = set()
+        self._said: set[FileId] = set()
         self._runtimes = Runtimes()
         self._probed = Probed(self._runtimes)
         self._queue: queue.Queue[int] = queue.Queue(_QUEUE)
         self._later: list[tuple[float, int, int]] = []  # when, process, how often before
+        self._loads: list[tuple[float, int, int]] = []
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="contexts", daemon=True)
         self._overlooked = 0
@@ -186,11 +204,17 @@ class Contexts:
             self._later = [entry for entry in self._later if entry[0] > now]
             for _, pid, tried in due:
                 self._look(pid, tried)
+            due = [entry for entry in self._loads if entry[0] <= now]
+            self._loads = [entry for entry in self._loads if entry[0] > now]
+            for _, pid, loads in due:
+                self._look(pid, 0, loads)
+                for child in _children(pid):  # those that it forked inherited what it was
+                    self._look(child, 0, loads, child=True)
             if now >= self._probed.due:
                 self._probed.sweep()
-            wait = max(0.0, self._probed.due - time.monotonic())
+            at = min([self._probed.due, *(entry[0] for entry in self._later + self._loads)])
             try:
-                pid = self._queue.get(timeout=min(0.05, wait) if self._later else wait)
+                pid = self._queue.get(timeout=max(0.0, at - time.monotonic()))
             except queue.Empty:
                 continue
             if pid == _NOBODY:
@@ -199,7 +223,12 @@ class Contexts:
             for each in (pid, *_children(pid)):
                 self._look(each, 0)
 
-    def _look(self, pid: int, tried: int) -> None:
+    def _look(self, pid: int, tried: int, loads: int = 0, child: bool = False) -> None:
+        """Look at a process.
+
+        tried, loads: how often that was done, since its interpreter began to start, and since it
+        had. child: it has an entry in neither list, but somebody it was forked by.
+        """
         found = self._runtimes.look(pid, again=True)
         if found is None:
             return
@@ -207,11 +236,11 @@ class Contexts:
             if tried < len(_AGAIN):
                 self._later.append((time.monotonic() + _AGAIN[tried], pid, tried + 1))
             return
-        if found.reason and found.file not in self._said:
-            if len(self._said) >= _SAID:  # then some are said again
-                self._said.clear()
-            self._said.add(found.file)
-            self._say(f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}")
+        if found.reason:
+            self._say_once(
+                found.file, f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}"
+            )
+        has = modules.loaded(pid) if isinstance(found.runtime, CPython) else None
         try:
             if found.first:
                 self._probe(found)
@@ -220,28 +249,88 @@ class Contexts:
             if os.path.exists(f"/proc/{pid}"):
                 self._say(f"{error}; links inside such processes will be missing")
             return
-        self._probed.uses(pid, found.file)
+        if has and has.queue:
+            self._probe_queue(has.queue)
+        self._probed.uses(pid, found.file, *((has.queue[0],) if has and has.queue else ()))
+        if has:
+            if loads < len(_LOADS) and not child:
+                self._loads.append((time.monotonic() + _LOADS[loads], pid, loads + 1))
         try:
-            sys.map_update(self._map, struct.pack("=I", pid), value_of(found))
+            self._tell(pid, found, has, loads)
         except OSError as error:
             self._say(f"process {pid} can't be linked in: {error.strerror}")
 
+    def _tell(self, pid: int, found: Found, has: Modules | None, loads: int) -> None:
+        """Tell the kernel, which takes note in the same place that a process serves."""
+        key, serves = struct.pack("=I", pid), False
+        if has and loads:
+            with contextlib.suppress(OSError):
+                known = sys.map_lookup(self._map, key, RUNTIME.size)
+                serves = bool(RUNTIME.unpack(known)[_SERVES])
+                # As long as it may yet load tornado before it serves, it counts as if it had.
+                frames = has.tornado or not (serves or loads == len(_LOADS))
+                value = value_of(found, frames=frames, serves=serves)
+                if value != known:
+                    sys.map_update(self._map, key, value)
+                return
+        sys.map_update(self._map, key, value_of(found))
+
+    def _say_once(self, file: FileId, text: str) -> None:
+        """Say what is wrong with a file."""
+        if file in self._said:
+            return
+        if len(self._said) >= _SAID:  # then some are said again
+            self._said.clear()
+        self._said.add(file)
+        self._say(text)
+
     def _probe(self, found: Found) -> None:
         """Attach what the runtime needs to its file, for all its processes."""
+        where = found.file, found.path
         match found.runtime:
-            case CPython(copy_current=int(offset)):
-                self._attach("python_copied", found, offset, at_return=True)
+            case CPython(copy_current=copy, queue=queue):
+                if copy is not None:
+                    self._attach("python_copied", *where, copy, at_return=True)
+                if queue is not None:
+                    self._attach_queue(*where, queue)
             case Go(functions=functions):
                 for name in functions.keys() & GO_PROBES.keys():
-                    self._attach(GO_PROBES[name], found, functions[name].cheap)
+                    self._attach(GO_PROBES[name], *where, functions[name].cheap)
             case Node(turns=turns):
                 for offset in turns:
-                    self._attach("node_turn", found, offset)
+                    self._attach("node_turn", *where, offset)
 
-    def _attach(self, program: str, found: Found, offset: int, *, at_return: bool = False) -> None:
+    def _probe_queue(self, module: tuple[FileId, Path]) -> None:
+        """Attach what follows work through queue.SimpleQueue, where that is a module's own."""
+        file, path = module
+        if self._probed.has(file) or file in self._said:
+            return
+        try:
+            with opened(path) as elf:
+                queue = pyqueue.by_symbols(elf) or pyqueue.by_methods(elf)
+        except (OSError, ElfError):
+            queue = None
+        name = os.path.realpath(path)
+        if queue is None:
+            self._say_once(file, f"work for pools of threads can't be followed in {name}")
+            return
+        try:
+            self._attach_queue(file, path, queue)
+        except KernelError as error:
+            self._probed.let_go(file)
+            self._say_once(file, f"{error}; work for pools of threads can't be followed")
+
+    def _attach_queue(self, file: FileId, path: Path, queue: Queue) -> None:
+        # What is put is told last, for whoever takes it must be seen to.
+        for offset in queue.got:
+            self._attach("python_got", file, path, offset, at_return=True)
+        self._attach("python_put", file, path, queue.put)
+
+    def _attach(
+        self, program: str, file: FileId, path: Path, offset: int, *, at_return: bool = False
+    ) -> None:
         fd = self._programs[program]
-        probe = uprobes.attach(fd, found.path, offset, at_return=at_return)
-        self._probed.add(found.file, probe)
+        self._probed.add(file, uprobes.attach(fd, path, offset, at_return=at_return))
 
 
 class Announced:

@@ -96,6 +96,7 @@ class Evidence(IntEnum):
     GOROUTINE = 5
     WAKEUP = 6
     ASYNC = 7
+    QUEUE = 8
 
 
 # Bit of a record's level: its trace was let go (FATE_SHED in ebpf/shed.bpf.h).

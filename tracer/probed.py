@@ -24,17 +24,22 @@ class Probed:
     def __init__(self, runtimes: Runtimes) -> None:
         self._runtimes = runtimes
         self._probes: dict[FileId, list[uprobes.Uprobe]] = {}
-        self._users: dict[int, FileId] = {}
+        self._users: dict[int, tuple[FileId, ...]] = {}
         self.due = time.monotonic() + EVERY_S
 
     def add(self, file: FileId, probe: uprobes.Uprobe) -> None:
         """Keep a uprobe that is on a file."""
         self._probes.setdefault(file, []).append(probe)
 
-    def uses(self, pid: int, file: FileId) -> None:
+    def has(self, file: FileId) -> bool:
+        """Tell whether there are uprobes on a file."""
+        return file in self._probes
+
+    def uses(self, pid: int, *files: FileId) -> None:
         """Take note of what a process runs."""
-        if file in self._probes:
-            self._users[pid] = file
+        probed = tuple(file for file in files if file in self._probes)
+        if probed:
+            self._users[pid] = probed
         else:
             self._users.pop(pid, None)
 
@@ -47,9 +52,9 @@ class Probed:
         """Let go of the files that nobody runs; to be called once it is due."""
         began = time.monotonic()
         self._users = {
-            pid: file for pid, file in self._users.items() if os.path.exists(f"/proc/{pid}")
+            pid: files for pid, files in self._users.items() if os.path.exists(f"/proc/{pid}")
         }
-        idle = self._probes.keys() - set(self._users.values())
+        idle = self._probes.keys() - {file for files in self._users.values() for file in files}
         if idle:
             try:
                 idle -= self._runtimes.in_use(idle)

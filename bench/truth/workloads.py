@@ -119,6 +119,11 @@ PYTHON = (
     _python(LOOPS, "aiohttp-4-connections", _script("aiohttp_service", "pool"), "aiohttp", calls=3),
     _python(LOOPS, "aiohttp-queue", _script("aiohttp_service", "handoff"), "aiohttp", right=0.0),
     _python(LOOPS, "tornado", _script("tornado_service"), "tornado"),
+    _python(LOOPS, "tornado-3", _script("tornado_service", "after"), "tornado", calls=3),
+    _python(LOOPS, "tornado-10-clients", _script("tornado_service", "queue"), "tornado"),
+    _python(
+        LOOPS, "tornado-10-clients-3", _script("tornado_service", "queue after"), "tornado", calls=3
+    ),
     _python(LOOPS, "gunicorn-gevent", _gunicorn("gevent"), f"{GUNICORN} gevent", right=0.0),
     _python(HEADERS, "traceparent", _script("flask_service"), FLASK, header="traceparent"),
     _python(HEADERS, "b3", _script("flask_service"), FLASK, header="b3"),

@@ -10,6 +10,9 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import subprocess
+import sys
+import sysconfig
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +32,7 @@ from bench.truth.workloads import chosen
 from bench.truth.workloads_other import _built
 from tests.root.conftest import Shared
 from tests.root.harness import DEADLINE, WORKLOADS, Spans, Tracer, get, wait_until
+from tests.tracer.runtimes.test_cpython import FOUND, KNOWN
 
 Start = Callable[..., Tracer]
 REQUESTS, CONCURRENCY = 48, 12
@@ -50,11 +54,13 @@ class Case:
 
 CASES = (
     Case("gunicorn-gthread", "thread"),  # its workers are forked and never exec
-    Case("flask-executor", "wakeup"),
+    Case("flask-executor-3", "queue"),
     Case("starlette-sync", "context"),
-    Case("fastapi-executor", "", all=False),
+    Case("fastapi-executor", "queue"),
     Case("fastapi-httpx", "context"),
     Case("aiohttp-gather-3", "context"),
+    Case("tornado-3", "context"),
+    Case("tornado-10-clients-3", "context"),
     Case("go-http", "goroutine"),
     Case("go-errgroup-3", "goroutine"),
     Case("go-worker", "goroutine"),
@@ -260,14 +266,12 @@ def test_links(tracer: Tracer, tmp_path: Path, case: Case) -> None:
     assert not {name for name in lost if name.startswith("link_")}, lost
 
 
-def script(mode: str) -> Workload:
+def script(mode: str, python: str = sys.executable) -> Workload:
     """A service of tests/root/workloads/link_front.py, in one of its modes."""
     like = called("flask")
 
     def command(port: int, upstream: str) -> Command:
-        return [os.fspath(WORKLOADS.parents[2] / ".venv/bin/python"), str(LINK_FRONT)], {
-            "MODE": mode
-        }
+        return [python, str(LINK_FRONT)], {"MODE": mode}
 
     return replace(like, name=f"script-{mode}", command=command, build=None)
 
@@ -279,6 +283,46 @@ def test_forked_at_once(tracer: Tracer, tmp_path: Path) -> None:
         found = measure(tracer, running, 1_100_000)
     assert found.all_right(), found.counts
     assert by(found.counts) == {"thread"}
+
+
+def test_handed_over_by_a_lock(tracer: Tracer, tmp_path: Path) -> None:
+    """What passes through a queue written in Python is seen by whom its answer wakes."""
+    with services(script("hand"), tmp_path) as running:
+        warm(tracer, running, 1_200_000)
+        found = measure(tracer, running, 1_300_000)
+    assert found.all_right(), found.counts
+    assert by(found.counts) == {"wakeup"}
+
+
+@pytest.mark.parametrize("version", KNOWN)
+def test_work_for_a_pool_of_threads(tracer: Tracer, tmp_path: Path, version: str) -> None:
+    """In each version of CPython here; that of the distribution has no symbols."""
+    with services(script("pool", FOUND[version]), tmp_path) as running:
+        wait_until(
+            lambda: by(measure(tracer, running, 1_400_000, 4, 1, settle=False).counts) == {"queue"},
+            "links by the queue",
+            2 * DEADLINE,
+        )
+        found = measure(tracer, running, 1_500_000)
+    assert found.all_right(), found.counts
+    assert by(found.counts) == {"queue"}
+
+
+@pytest.mark.parametrize("version", [each for each in KNOWN if each.startswith("3.1")])
+def test_requests_queued_by_tornado(tracer: Tracer, tmp_path: Path, version: str) -> None:
+    """Its client sends them where another one ended, in that one's context."""
+    workload = called("tornado-10-clients-3")
+    argv, told = workload.command(0, "")
+    packages = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    tried = [FOUND[version], "-c", "import tornado.web"]
+    if subprocess.run(tried, env={**os.environ, **packages}, capture_output=True).returncode:
+        pytest.skip(f"tornado is not for CPython {version}")
+    command: Command = [FOUND[version], *argv[1:]], {**told, **packages}
+    with services(replace(workload, command=lambda *_: command), tmp_path) as running:
+        warm(tracer, running, 1_600_000)
+        found = measure(tracer, running, 1_700_000, 48, 24)
+    assert found.all_right(), found.counts
+    assert by(found.counts) == {"context"}
 
 
 def test_numbers_of_threads_are_used_again(tracer: Tracer, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from tracer.kernel import uprobes
 from tracer.kernel.layout import read_object, struct_dtype
 from tracer.kernel.loader import Kernel
 from tracer.protocols.base import Processes
-from tracer.runtimes.cpython import CPython
+from tracer.runtimes.cpython import CPython, Frames
 from tracer.runtimes.golang import GRPC, WANTED_FUNCTIONS, WANTED_MEMBERS, Go
 from tracer.runtimes.node import Node
 from tracer.runtimes.pclntab import Function
@@ -52,6 +52,9 @@ CPYTHON = CPython(
     context_entered=40,
     tls_tstate=-24,
     copy_current=0x1234,
+    ob_type=8,
+    tp_name=24,
+    frames=Frames(frame=56, cframe=1, code=0, previous=8, locals=72, name=120, text=40),
     evidence={},
 )
 GO = Go(
@@ -91,7 +94,7 @@ def told(what: Found) -> dict[str, int]:
     value = value_of(what)
     assert len(value) == dtype.itemsize
     row = np.frombuffer(value, dtype=dtype)[0]
-    return {name: int(row[name]) for name in dtype.names or () if row[name]}
+    return {name: int(row[name]) for name in dtype.names or () if name != "pad" and row[name]}
 
 
 # The layout.
@@ -101,13 +104,14 @@ def test_packing_equals_the_struct() -> None:
     dtype = struct_dtype(read_object(OBJECT).btf, "runtime")
     fields = dtype.fields
     assert fields is not None and dtype.itemsize == RUNTIME.size
-    codes = {"Q": ("u", 8), "I": ("u", 4), "i": ("i", 4)}
+    codes = {"Q": ("u", 8), "I": ("u", 4), "i": ("i", 4), "H": ("u", 2)}
     at, packed = 0, []
-    for code in RUNTIME.format.lstrip("=").replace("4x", ""):
+    for code in RUNTIME.format.lstrip("=").replace("10x", ""):
         packed.append((at, *codes[code]))
         at += codes[code][1]
     ours = [(at, info.kind, info.itemsize) for info, at, *_ in fields.values()]
-    assert packed == ours[:-1] and dtype.names and dtype.names[-1] == "serves"
+    assert packed == ours[:-1] and dtype.names and dtype.names[-1] == "pad"
+    assert dtype.names[contexts._SERVES] == "serves"
 
 
 def members(enum: str, prefix: str) -> dict[str, int]:
@@ -140,6 +144,14 @@ def test_cpython() -> None:
         "entered": 40,
         "locks": 0x5000_0000,
         "locks_size": 459_944,
+        "object_type": 8,
+        "type_name": 24,
+        "frame": 56,
+        "cframe": 1,
+        "frame_previous": 8,
+        "frame_locals": 72,
+        "code_name": 120,
+        "text": 40,
     }
 
 

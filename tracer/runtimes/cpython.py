@@ -14,10 +14,12 @@ from __future__ import annotations
 import re
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from tracer.runtimes import pyqueue
 from tracer.runtimes.elf import EM_X86_64, Elf
 from tracer.runtimes.proc import Memory
+from tracer.runtimes.pyqueue import Queue
 
 RUNTIME = "_PyRuntime"
 COPY_CURRENT = "PyContext_CopyCurrent"
@@ -72,6 +74,37 @@ _DEBUG_INDEX: Mapping[tuple[int, int], Mapping[str, int]] = {
     (3, 13): {"threads_head": 9, "thread_state": 19},
     (3, 14): {"threads_head": 9, "thread_state": 22},
 }
+
+@dataclass(frozen=True, slots=True)
+class Frames:
+    """Where a thread's stack of Python calls is, in bytes: from its state to functions' names.
+
+    frame: in PyThreadState, the innermost frame; with `cframe`, a pointer to a _PyCFrame that
+    has it there, less 1. code, previous, locals: in a frame. name: in a code object. text: in a
+    string of ASCII, its characters.
+    """
+
+    frame: int
+    cframe: int
+    code: int
+    previous: int
+    locals: int
+    name: int
+    text: int
+
+
+# offsetof() over the headers of the same versions; 3.14's as they are on its branch.
+FRAMES: Mapping[tuple[int, int], Frames] = {
+    (3, 8): Frames(24, 0, 32, 24, 360, 112, 48),
+    (3, 9): Frames(24, 0, 32, 24, 360, 112, 48),
+    (3, 10): Frames(24, 0, 32, 24, 352, 112, 48),
+    (3, 11): Frames(56, 9, 32, 48, 72, 120, 48),
+    (3, 12): Frames(56, 1, 0, 8, 72, 120, 40),
+    (3, 13): Frames(72, 0, 0, 8, 72, 120, 40),
+    (3, 14): Frames(72, 0, 0, 8, 80, 120, 40),
+}
+_HEAD_FREE_THREADED = 16  # bytes that every object's head has more in the free-threaded build
+
 _FREE_THREADED = 2
 _RUNTIME_SIZE = 3
 _INTERPRETERS_HEAD = 5
@@ -82,7 +115,8 @@ class Image:
     """What a file says: the interpreter's executable or libpython.
 
     runtime: virtual address of _PyRuntime in the file. copy_current: offset in the file of
-    PyContext_CopyCurrent, None where it isn't exported. version: (3, 11, 2).
+    PyContext_CopyCurrent, None where it isn't exported. version: (3, 11, 2). queue: where it
+    has queue.SimpleQueue, None where a module of its own may have that, or no symbol tells.
     """
 
     version: tuple[int, int, int] | None
@@ -91,6 +125,7 @@ class Image:
     copy_current: int | None
     machine: int
     evidence: Mapping[str, str]
+    queue: Queue | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +142,8 @@ class CPython:
     tls_tstate: where there, from the FS base, the pointer to the thread's own state lies,
     with no list to walk; None where that could not be proved.
     copy_current: offset in the file of PyContext_CopyCurrent.
+    ob_type, tp_name: where in an object its type is, and in that the pointer to its name.
+    queue: that of Image.
     evidence: fact -> how it was found.
     """
 
@@ -123,7 +160,11 @@ class CPython:
     context_entered: int
     tls_tstate: int | None
     copy_current: int | None
+    ob_type: int
+    tp_name: int
+    frames: Frames
     evidence: Mapping[str, str]
+    queue: Queue | None = None
 
 
 class NotReady(Exception):
@@ -157,7 +198,9 @@ def image(elf: Elf, name: str) -> Image | None:
         copy = elf.file_offset(found[COPY_CURRENT].value)
         evidence["copy_current"] = f"symbol {COPY_CURRENT}"
     runtime = found[RUNTIME]
-    return Image(version, runtime.value, runtime.size, copy, elf.machine, evidence)
+    return Image(
+        version, runtime.value, runtime.size, copy, elf.machine, evidence, pyqueue.by_symbols(elf)
+    )
 
 
 def inspect(image: Image, base: int, memory: Memory) -> CPython:
@@ -205,7 +248,11 @@ def inspect(image: Image, base: int, memory: Memory) -> CPython:
         _ob_type(free_threaded) + _ENTERED,
         tls,
         image.copy_current,
+        _ob_type(free_threaded),
+        _tp_name(free_threaded),
+        _frames(image.version[:2], free_threaded),
         evidence,
+        image.queue,
     )
 
 
@@ -220,11 +267,13 @@ def _debug_offsets(
     if (number >> 24, number >> 16 & 0xFF) != version[:2]:
         raise Unfit(f"CPython {written}: _Py_DebugOffsets is of version {number:#x}")
     index = _DEBUG_INDEX[version[:2]]
-    _size, _prev, follow, _interp, _frame, thread, native = words[
+    _size, _prev, follow, _interp, frame, thread, native = words[
         index["thread_state"] : index["thread_state"] + 7
     ]
     # The context has no entry: its place is known relative to the ids in front of it.
-    if (thread, native) != (known.thread_id, known.native_thread_id):
+    if (thread, native) != (known.thread_id, known.native_thread_id) or (
+        frame != FRAMES[version[:2]].frame
+    ):
         raise Unfit(f"CPython {written}: PyThreadState is laid out in an unknown way")
     # The main interpreter's pointer follows that of the list's head in one struct.
     main = words[_INTERPRETERS_HEAD] + 8
@@ -263,6 +312,18 @@ def _ob_type(free_threaded: bool) -> int:
     return _OB_TYPE_FREE_THREADED if free_threaded else _OB_TYPE
 
 
+def _tp_name(free_threaded: bool) -> int:
+    return _TP_NAME + (_HEAD_FREE_THREADED if free_threaded else 0)
+
+
+def _frames(version: tuple[int, int], free_threaded: bool) -> Frames:
+    known = FRAMES[version]
+    if not free_threaded:
+        return known
+    head = _HEAD_FREE_THREADED
+    return replace(known, name=known.name + head, text=known.text + head)
+
+
 def _is_thread(memory: Memory, thread: int) -> bool:
     """Tell whether an address is a thread control block: its first word and `self` name it."""
     try:
@@ -286,7 +347,7 @@ def _check_contexts(
             if context == 0:
                 continue
             kind = memory.u64(context + _ob_type(free_threaded))
-            name = memory.text(memory.u64(kind + _TP_NAME), 32)
+            name = memory.text(memory.u64(kind + _tp_name(free_threaded)), 32)
         except OSError:
             name = "no object"
         # "Context" up to 3.8, "_contextvars.Context" since.
@@ -321,6 +382,7 @@ __all__ = [
     "COPY_CURRENT",
     "OFFSETS",
     "CPython",
+    "Frames",
     "Image",
     "NotReady",
     "Offsets",

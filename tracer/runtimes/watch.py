@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer.runtimes import cpython, golang, node
+from tracer.runtimes import cpython, golang, node, pyqueue
 from tracer.runtimes.cpython import CPython
 from tracer.runtimes.elf import Elf, ElfError
 from tracer.runtimes.golang import Go
@@ -131,7 +131,7 @@ class Runtimes:
             if not name.isdigit():
                 continue
             try:
-                mapped = list(self._wanted(int(name)))
+                mapped = list(self._wanted(int(name), modules=True))
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue  # ended, a thread of the kernel's, or never looked at
             for mapping in mapped:
@@ -142,11 +142,18 @@ class Runtimes:
                     used.add((status.st_dev, status.st_ino))
         return used
 
-    def _wanted(self, pid: int) -> Iterator[Mapping]:
-        """Give the files a process maps that may hold a runtime; raises OSError."""
+    def _wanted(self, pid: int, modules: bool = False) -> Iterator[Mapping]:
+        """Give the files a process maps that may hold a runtime; raises OSError.
+
+        modules: also those of a runtime that uprobes may be on.
+        """
         executable = os.readlink(self._proc / str(pid) / "exe")
         for mapping in mappings(pid, self._proc):
-            if mapping.path == executable or _LIBRARY.match(mapping.name):
+            if (
+                mapping.path == executable
+                or _LIBRARY.match(mapping.name)
+                or (modules and pyqueue.MODULE.match(mapping.name))
+            ):
                 yield mapping
 
     def _classify(self, pid: int) -> Found:

@@ -2,14 +2,18 @@
 
 MODE  fork   three children of fork serve, who never exec; the parent forks at once
       tids   a thread for each connection, all with the number of the first one where it is free
+      pool   a ThreadPoolExecutor makes the calls
+      hand   threads of our own make the calls, which get them over a queue.Queue
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import signal
 import threading
 import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +22,22 @@ from urllib.parse import parse_qs, urlsplit
 CHILDREN = 3
 # proc(5): the next process or thread of this namespace gets the number after this one.
 LAST_PID = Path("/proc/sys/kernel/ns_last_pid")
+
+MODE = os.environ["MODE"]
+pool = ThreadPoolExecutor(CHILDREN)
+handed: queue.Queue[tuple[str, Future[None]]] = queue.Queue()
+
+
+def call(target: str) -> None:
+    with urllib.request.urlopen(target) as response:
+        response.read()
+
+
+def take() -> None:
+    while True:
+        target, done = handed.get()
+        call(target)
+        done.set_result(None)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -28,8 +48,14 @@ class Handler(BaseHTTPRequestHandler):
         id = url.path.rpartition("/")[2]
         delay = parse_qs(url.query)["d"][0]
         target = f"{os.environ['UPSTREAM']}/u/{id}/0?d={delay}"
-        with urllib.request.urlopen(target) as response:
-            response.read()
+        if MODE == "pool":
+            pool.submit(call, target).result()
+        elif MODE == "hand":
+            done: Future[None] = Future()
+            handed.put((target, done))
+            done.result()
+        else:
+            call(target)
         self.send_response(200)
         self.send_header("Content-Length", str(len(id)))
         self.end_headers()
@@ -65,11 +91,13 @@ class SameNumbers(Server):
 
 
 def main() -> None:
-    mode = os.environ["MODE"]
-    server = (SameNumbers if mode == "tids" else Server)(
+    server = (SameNumbers if MODE == "tids" else Server)(
         ("127.0.0.1", int(os.environ["PORT"])), Handler
     )
-    if mode == "fork":
+    if MODE == "hand":
+        for _ in range(CHILDREN):
+            threading.Thread(target=take, daemon=True).start()
+    if MODE == "fork":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         children = []
         for _ in range(CHILDREN):

@@ -1,0 +1,41 @@
+"""What a CPython process has loaded besides its interpreter, as far as linking needs it.
+
+Modules in C are files that it maps, from their first import on, so what a process has not
+loaded it may load later.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from tracer.runtimes import pyqueue
+from tracer.runtimes.proc import mappings
+
+_TORNADO = "/tornado/speedups."
+
+
+@dataclass(frozen=True, slots=True)
+class Modules:
+    """tornado: it is there. queue: device and inode of the file that has queue.SimpleQueue, and
+    a path that leads to it while the process lives; None where it isn't loaded.
+    """
+
+    tornado: bool = False
+    queue: tuple[tuple[int, int], Path] | None = None
+
+
+def loaded(pid: int) -> Modules:
+    """Say what a process has loaded; nothing where it is gone, or may not be read."""
+    tornado, queue = False, None
+    try:
+        for mapping in mappings(pid):
+            tornado |= _TORNADO in mapping.path
+            if pyqueue.MODULE.match(mapping.name):
+                path = mapping.file(pid)
+                status = os.stat(path)
+                queue = (status.st_dev, status.st_ino), path
+    except OSError:
+        return Modules()
+    return Modules(tornado, queue)
