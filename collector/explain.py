@@ -20,6 +20,8 @@ REASONS: Mapping[str, str] = {
     "connect": "sent over a connection that was opened while {0} was being served",
     "context": "sent from the Python context (contextvars) in which {0} was being served",
     "goroutine": "sent by the goroutine that was serving {0}, or by one it started",
+    "queue": "sent{1}, which had taken this work from a thread pool's queue, where it was put for "
+    "{0}",
     "wakeup": "sent{1}, which was woken by the thread that was serving {0}",
     "async": "sent from the Node.js async context in which {0} was being served",
     "content": "a proxy's request with the same method and target as {0}, the only one in the "
@@ -63,7 +65,7 @@ def _reasons(node: Node, parent: Node | None) -> Iterator[str]:
 def _parent(node: Node, parent: Node, evidence: str) -> str:
     above = _name(parent)
     if not evidence:
-        if node.tags.get("otel.scope.name", WIRESPAN_SCOPE) != WIRESPAN_SCOPE:
+        if _of_an_sdk(node):
             return f"below {above}: the application's own SDK says so"
         return f"below {above}: whoever sent this span says so, without giving evidence"
     words = REASONS.get(evidence)
@@ -91,6 +93,8 @@ def _root(node: Node) -> str:
             f"a root: the span of its client, {printable(str(unresolved))}, never came from any "
             "tracer, so the caller is on a host or in a process that is not traced"
         )
+    if _of_an_sdk(node):
+        return "a root: the application's own SDK began this trace with it, and names no parent"
     if node.kind in ("server", "consumer"):
         return (
             "a root: nothing traced sent this request, and it carried no trace context header "
@@ -103,6 +107,10 @@ def _root(node: Node) -> str:
             "enough evidence, and no parent beats a wrong parent"
         )
     return "a root: it came without a parent"
+
+
+def _of_an_sdk(node: Node) -> bool:
+    return node.tags.get("otel.scope.name", WIRESPAN_SCOPE) != WIRESPAN_SCOPE
 
 
 def _name(node: Node) -> str:

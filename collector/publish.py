@@ -222,6 +222,10 @@ class Publisher:
             for event in message.events:
                 event.time_unix_nano = _moved(event.time_unix_nano, shift)
         if node.added:
+            if UNRESOLVED in node.added:  # there is no link for which it would be evidence
+                kept = [each for each in message.attributes if each.key != EVIDENCE]
+                del message.attributes[:]
+                message.attributes.extend(kept)
             message.attributes.extend(from_dict(node.added))
         raw = message.SerializeToString()
         return Span(

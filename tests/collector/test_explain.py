@@ -28,8 +28,8 @@ def test_evidence(evidence: str) -> None:
 
 def test_all_the_kinds_of_evidence_are_known() -> None:
     assert set(REASONS) == {
-        "thread", "loop", "connect", "context", "goroutine", "wakeup", "async", "content",
-        "stream", "traceparent",
+        "thread", "loop", "connect", "context", "goroutine", "wakeup", "queue", "async",
+        "content", "stream", "traceparent",
     }  # fmt: skip
 
 
@@ -53,6 +53,12 @@ def test_parents_that_are_elsewhere() -> None:
 def test_an_sdk_has_its_own_word_for_it() -> None:
     said = told(span("a"), span("b", "a", **{"otel.scope.name": "opentelemetry.flask"}))
     assert "the application's own SDK says so" in said
+
+
+@pytest.mark.parametrize("kind", ["server", "client", "internal"])
+def test_a_root_of_an_sdk(kind: str) -> None:
+    said = told(span("a", **{"span.kind": kind, "otel.scope.name": "opentelemetry.flask"}))
+    assert "the application's own SDK began this trace" in said and "nothing" not in said
 
 
 def test_moved_clocks() -> None:

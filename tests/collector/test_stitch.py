@@ -100,6 +100,7 @@ def test_unresolved_computed_parent_is_removed_and_late_client_adopts() -> None:
     (root,) = line.due(6.1)
     assert root.parent_span_id == b""
     assert root.attributes["wirespan.link.unresolved"] == ident(11).hex()
+    assert "wirespan.link.evidence" not in root.attributes
     line.add(decoded([message(1, 11, 0, CLIENT)]), 7)
     line.due(10)
     assert line.out[1].trace_id == trace(2)
