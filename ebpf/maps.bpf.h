@@ -263,8 +263,8 @@ struct thread {
 	__u64 handed; /* the exchange of whom it woke last, since */
 	/* CPython */
 	struct cause work; /* a pool's thread: for whom what it has in hand was put in its queue */
-	__u32 request; /* enum request_seen: the message received last was a request */
-	__u32 doubt;   /* how many more requests must be followed by a copy of a context */
+	__u32 request;	   /* enum request_seen: the message received last was a request */
+	__u32 doubt;	   /* how many more requests must be followed by a copy of a context */
 };
 
 struct {
@@ -276,10 +276,10 @@ struct {
 
 /* Contexts of CPython and goroutines: for whom they run. Addresses and numbers by process. */
 enum context_kind {
-	CONTEXT = 0,	/* of CPython; also a number that Node's preload or the JVM's agent gave */
+	CONTEXT = 0, /* of CPython; also a number that Node's preload or the JVM's agent gave */
 	GOROUTINE = 1,
-	WORK_ITEM = 2,	/* CPython: in a pool's queue */
-	REQUEST = 3,	/* CPython: in the queue of tornado's client of HTTP */
+	WORK_ITEM = 2, /* CPython: in a pool's queue */
+	REQUEST = 3,   /* CPython: in the queue of tornado's client of HTTP */
 };
 
 struct context_key {

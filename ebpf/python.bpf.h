@@ -18,8 +18,8 @@ static __always_inline int is_work(const struct runtime *runtime, __u64 object)
 
 	return !bpf_probe_read_user(&type, sizeof(type), (void *)(object + runtime->object_type)) &&
 	       !bpf_probe_read_user(&name, sizeof(name), (void *)(type + runtime->type_name)) &&
-	       !bpf_probe_read_user(text, 10, (void *)name) && text[0] == WORD('_', 'W', 'o', 'r', 'k', 'I', 't', 'e') &&
-	       text[1] == 'm';
+	       !bpf_probe_read_user(text, 10, (void *)name) &&
+	       text[0] == WORD('_', 'W', 'o', 'r', 'k', 'I', 't', 'e') && text[1] == 'm';
 }
 
 /*

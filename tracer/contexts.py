@@ -48,7 +48,13 @@ GO_PROBES = {
     "runtime.send": "go_send",
     "runtime.recv": "go_recv",
 }
-PROGRAMS = ("python_copied", "python_put", "python_got", "node_turn", *dict.fromkeys(GO_PROBES.values()))
+PROGRAMS = (
+    "python_copied",
+    "python_put",
+    "python_got",
+    "node_turn",
+    *dict.fromkeys(GO_PROBES.values()),
+)
 # enum event_loop.
 TURNS, CONNECTS, TIMERS = 1, 2, 4
 # Programs whose threads are event loops that keep an exchange to themselves. Of others nobody
@@ -238,7 +244,8 @@ class Contexts:
             return
         if found.reason:
             self._say_once(
-                found.file, f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}"
+                found.file,
+                f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}",
             )
         has = modules.loaded(pid) if isinstance(found.runtime, CPython) else None
         try:

@@ -103,7 +103,7 @@ PYTHON = (
     _python(EXECUTORS, "flask-executor", _script("flask_service", "executor"), FLASK),
     _python(EXECUTORS, "flask-executor-3", _script("flask_service", "executor"), FLASK, calls=3),
     _python(EXECUTORS, "fastapi-to-thread", _script("asgi_service", "to_thread"), ASGI),
-    _python(EXECUTORS, "fastapi-executor", _script("asgi_service", "executor"), ASGI, right=0.0),
+    _python(EXECUTORS, "fastapi-executor", _script("asgi_service", "executor"), ASGI),
     _python(EXECUTORS, "flask-timer", _script("flask_service", "callback"), FLASK, right=0.0),
     _python(LOOPS, "fastapi-httpx", _script("asgi_service"), ASGI),
     _python(

@@ -75,6 +75,7 @@ _DEBUG_INDEX: Mapping[tuple[int, int], Mapping[str, int]] = {
     (3, 14): {"threads_head": 9, "thread_state": 22},
 }
 
+
 @dataclass(frozen=True, slots=True)
 class Frames:
     """Where a thread's stack of Python calls is, in bytes: from its state to functions' names.
