@@ -96,7 +96,8 @@ def value_of(found: Found, *, frames: bool = True, serves: bool = False) -> byte
             return _packed(GO, go=_go(go))
         case Node():
             return _packed(NODE, event_loop=TURNS | CONNECTS | TIMERS)
-        case _ if "python" in found.path.name:
+        # The path may be a link that is named after addresses (/proc/PID/map_files).
+        case _ if "python" in os.path.basename(os.path.realpath(found.path)):
             return _packed(CPYTHON)
         case _ if found.reason:
             return _packed(OPAQUE)

@@ -132,6 +132,13 @@ def test_enums_equal_the_header(enum: str, prefix: str, count: int) -> None:
 # What is told.
 
 
+def test_an_unreadable_python_is_known_by_its_file(tmp_path: Path) -> None:
+    """The path that leads to a file is no name of it where it is one in /proc/PID/map_files."""
+    link = tmp_path / "55e0d4c00000-55e0d4c61000"
+    link.symlink_to("/usr/bin/python3.7")
+    assert told(found(None, "unknown version", path=str(link))) == {"kind": contexts.CPYTHON}
+
+
 def test_cpython() -> None:
     assert told(found(CPYTHON)) == {
         "interpreter": 0x5000_0030,
