@@ -21,7 +21,7 @@ from tests.tracer.records import (
 )
 from tracer.flow import Database, End, Family, Flag, Kind, Protocol, Role
 from tracer.flows import Reassembler
-from tracer.protocols import database
+from tracer.protocols import database, database_plain
 from tracer.protocols.base import OPT_IN, Settings
 from tracer.protocols.database import LAST
 from tracer.protocols.messages import masked_message
@@ -36,6 +36,12 @@ DECODERS: dict[int, Any] = {
     Protocol.REDIS: Redis,
 }
 Records = NDArray[np.void]
+
+
+@pytest.fixture(autouse=True, params=[1 << 30, 1], ids=["one by one", "in columns"])
+def min_records(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have few records read in either way."""
+    monkeypatch.setattr(database_plain, "MIN_RECORDS", request.param)
 
 
 def tracer(opt_in: frozenset[str] = OPT_IN, sql: Any = "mask") -> Reassembler:

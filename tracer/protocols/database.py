@@ -17,11 +17,12 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.columns import U64, Column
+from tracer.columns import U64, Column, Rows
 from tracer.flow import Database, Kind
 from tracer.protocols import database_shape as shapes
 from tracer.protocols.base import Columns, Records, Settings, Shapes
 from tracer.protocols.database_batch import SLOTS, Batch, Strings
+from tracer.protocols.database_plain import Context, Outcomes, Plain
 from tracer.protocols.database_shape import Facts
 from tracer.protocols.http1_shape import PEER_PORT, unix_path_of
 from tracer.protocols.messages import masked_message
@@ -39,7 +40,6 @@ _EXCHANGE, _PART, _CLOSED = int(Kind.EXCHANGE), int(Kind.PART), int(Kind.CLOSED)
 
 _Key = TypeVar("_Key")
 String = Callable[[int], bytes]
-Context = tuple[str, str]
 
 
 class Query(NamedTuple):
@@ -205,6 +205,7 @@ class DatabaseDecoder:
         self._made: dict[tuple[int, Facts], int] = {}
         # Likewise for statements and nothing else: those that differ in literals are one here.
         self._alike: dict[tuple[int, Statement, Context], _Known] = {}
+        self._plain = Plain(self._context, self._statement)
         if settings.sql == "raw":
             self.statements = frozenset()
 
@@ -234,30 +235,87 @@ class DatabaseDecoder:
             self._known.clear()
             self._alike.clear()
             self._made.clear()
+            self._plain.forget()
         batch = Batch(records, process, self.settings.seed)
-        sessions, known_, alike = self._sessions, self._known, self._alike
+        parts = []
+        rest = np.arange(len(records))
+        statement = self._plain_rows(batch)
+        if self._plain.pays(int(np.count_nonzero(statement))) and self._roomy(batch):
+            taken, plain = self._plain.take(batch, statement)
+            parts.append(taken)
+            rest = np.flatnonzero(~plain)
+        if len(rest):
+            parts.append(self._walk(batch, rest))
+        rows, shape, returns, affects = (
+            parts[0] if len(parts) == 1 else map(np.concatenate, zip(*parts, strict=True))
+        )
+        index = np.argsort(rows) if len(parts) > 1 else np.arange(len(rows))
+        index = index[shape[index] >= 0]
+        rows = rows[index]
+        ints = {
+            PEER_PORT: records["remote_port"][rows].astype(np.int64),
+            shapes.RETURNED_ROWS: _counts(records["rows_returned"][rows], returns[index]),
+            shapes.AFFECTED_ROWS: _counts(records["rows_affected"][rows], affects[index]),
+        }
+        return Columns(shape[index], ints, {}, rows)
+
+    def _plain_rows(self, batch: Batch) -> NDArray[np.bool_]:
+        """Which rows are statements and nothing else, (n,)."""
+        records = batch.records
+        method = np.zeros(256, dtype=np.bool_)
+        method[list(self.statements)] = True
+        plain: NDArray[np.bool_] = (batch.plain != 0) & (records["kind"] == _EXCHANGE)
+        plain &= method[records["method"]] & (records["version"] == 0)
+        return plain
+
+    def _roomy(self, batch: Batch) -> bool:
+        """Whether no session will be forgotten in this batch."""
+        return len(self._sessions) + len(batch.records) < MAX_SESSIONS
+
+    def _context(self, conn: int, ports: int, old: bool) -> Context | None:
+        """Return a session's context, for Plain; None if there is no such session."""
+        session = self._sessions.get(conn)
+        if session is None or session.ports != ports or (old and not session.old):
+            return None
+        return session.context
+
+    def _statement(
+        self, batch: Batch, row: int, plain: int, content: bytes, context: Context
+    ) -> _Known:
+        """Say what a row means that is a statement and nothing else."""
+        like = plain, self._statements.get(content), context
+        known = self._alike.get(like)
+        if known is None:
+            session = self._sessions[int(batch.conn[row])]
+            known = self._learn(session, batch, row, content, None)
+            _remember(self._alike, like, known)
+        return known
+
+    def _walk(self, batch: Batch, rest: Rows) -> Outcomes:
+        """Go through rows one by one, in their order."""
+        sessions, known_ = self._sessions, self._known
         methods, statements, statement_of = self.methods, self.statements, self._statements.get
+        alike = self._alike
         rows: list[int] = []
-        shape: list[int] = []
-        returns: list[bool] = []
-        affects: list[bool] = []
-        text, width, used = batch.text, batch.width, batch.used
-        for row, columns in enumerate(batch.columns):
-            kind, conn, ports, old, head, method, stream_id, arguments, parts, plain = columns
+        told: list[_Known] = []
+        text, width = batch.text, batch.width
+        for columns in batch.columns(rest):
+            row, kind, conn, ports, old, head, method, stream_id, arguments, parts, plain, used = (
+                columns
+            )
             if kind != _EXCHANGE:
                 self._other(batch, row, kind)
                 continue
             session = sessions.get(conn)
             if session is None or session.ports != ports or (old and not session.old):
-                session = self._session(conn, ports, old)
+                session = self._session(conn, ports, bool(old))
             at = row * width
-            content = text[at : at + used[row]]
+            content = text[at : at + used]
             if plain and method in statements and not parts:
+                # Written out, for a call more is a tenth of what a statement costs.
                 like = plain, statement_of(content), session.context
-                known = alike.get(like)
-                if known is None:
-                    known = self._learn(session, batch, row, content, None)
-                    _remember(alike, like, known)
+                met = alike.get(like)
+                known = met or self._statement(batch, row, plain, content, session.context)
             else:
                 whole: object = content
                 if parts:
@@ -267,24 +325,21 @@ class DatabaseDecoder:
                     string = partial(batch.string, row)
                     subject = self.subject(session, stream_id, arguments, string)
                 key = head, whole, session.context, subject
-                known = known_.get(key)
-                if known is None:
-                    known = self._learn(session, batch, row, whole, subject)
-                    _remember(known_, key, known)
+                met = known_.get(key)
+                if met is None:
+                    met = self._learn(session, batch, row, whole, subject)
+                    _remember(known_, key, met)
+                known = met
             if known.change is not None:
                 session.apply(known.change, stream_id)
-            if known.shape >= 0:
-                rows.append(row)
-                shape.append(known.shape)
-                returns.append(known.returns)
-                affects.append(known.affects)
-        index = np.array(rows, dtype=np.intp)
-        ints = {
-            PEER_PORT: records["remote_port"][index].astype(np.int64),
-            shapes.RETURNED_ROWS: _counts(records["rows_returned"][index], returns),
-            shapes.AFFECTED_ROWS: _counts(records["rows_affected"][index], affects),
-        }
-        return Columns(np.array(shape, dtype=np.int32), ints, {}, index)
+            rows.append(row)
+            told.append(known)
+        return Outcomes(
+            np.array(rows, dtype=np.intp),
+            np.array([known.shape for known in told], dtype=np.int32),
+            np.array([known.returns for known in told], dtype=np.bool_),
+            np.array([known.affects for known in told], dtype=np.bool_),
+        )
 
     def query(self, raw: bytes, cut: bool) -> Query:
         """Return a statement as the settings want it shown."""
@@ -353,7 +408,7 @@ class DatabaseDecoder:
 
     def _other(self, batch: Batch, row: int, kind: int) -> None:
         """Take a record that is no exchange."""
-        _, conn, ports, old, *_, number, _ = batch.columns[row]
+        conn, ports, old = int(batch.conn[row]), int(batch.ports[row]), bool(batch.old[row])
         if kind == _CLOSED:
             # Either side's: a socket has only one, but which it was may not be known any more.
             self._sessions.pop(conn, None)
@@ -363,13 +418,14 @@ class DatabaseDecoder:
             return
         session = self._sessions.get(conn)
         if session is None or session.ports != ports:
-            session = self._session(conn, ports, bool(old))
+            session = self._session(conn, ports, old)
         key = batch.request(row)
         parts = session.parts.get(key)
         if parts is None:
             if len(session.parts) >= MAX_UNDER_WAY:
                 del session.parts[next(iter(session.parts))]
             parts = session.parts[key] = _Parts()
+        number = int(batch.records["version"][row])
         parts.add(batch.strings(row), int(batch.records["truncated"][row]), number)
 
     def _whole(self, session: Session, batch: Batch, row: int, count: int) -> _Content:
@@ -401,7 +457,7 @@ class DatabaseDecoder:
         reading = self.read(session, exchange, subject)
         index = -1
         if reading.facts is not None:
-            key = batch.ends[row], reading.facts
+            key = int(batch.ends[row]), reading.facts
             made = self._made.get(key)
             if made is None:
                 resource = self._shapes.resource(record)
@@ -413,10 +469,10 @@ class DatabaseDecoder:
         return _Known(index, reading.change, reading.returns, reading.affects)
 
 
-def _counts(counts: Column, zero: list[bool]) -> NDArray[np.int64]:
+def _counts(counts: Column, zero: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Return counts as a column that lacks those of 0 that mean nothing."""
     numbers: NDArray[np.int64] = np.minimum(counts, np.uint64((1 << 63) - 1)).astype(np.int64)
-    numbers[(numbers == 0) & ~np.array(zero, dtype=np.bool_)] = -1
+    numbers[(numbers == 0) & ~zero] = -1
     return numbers
 
 

@@ -6,11 +6,14 @@ for all rows at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.columns import U64, Column, absorb, nonzero
-from tracer.flow import Database, Flag, Role
+from tracer.columns import U64, Column, Rows, absorb, nonzero
+from tracer.flow import Database, Flag, Kind, Role
 from tracer.protocols.base import Records
 from tracer.protocols.database_shape import Ends
 
@@ -19,27 +22,25 @@ MAX_ARGUMENTS = 9  # counts of arguments from here on are one
 SLOTS = len(Database)
 Strings = tuple[bytes, ...]
 
-_SERVER = int(Role.SERVER)
+_SERVER, _CLOSED = int(Role.SERVER), int(Kind.CLOSED)
 _OLD = np.uint32(Flag.OLD)
 
 
 class Batch:
-    """A batch's columns as Python lists, which are quicker to go through one by one.
+    """What of a batch's rows decides on their meaning; (n,).
 
-    columns: kind; connection and side; ports; whether older than the tracer; a hash of the
-    process and all that tells what a record means but its text, its session and stream_id;
-    method; stream_id; arguments, at most MAX_ARGUMENTS; number of parts; where `text` is
-    nothing but the whole of a query, the same hash without the places of strings, else 0.
-    ends: a hash of the process and all that `end` returns.
+    conn: connection and side. ports. old: whether older than the tracer. head: a hash of the
+    process and all that tells what a record means but its text, its session and stream_id.
+    plain: where `text` is nothing but the whole of a query, the same hash without the places of
+    strings, else 0. ends: a hash of the process and all that `end` returns. used: bytes of text.
+    closed: rows that tell of a connection's end.
     """
 
     def __init__(self, records: Records, process: U64, seed: int) -> None:
         self.records = records
         text = records["text"]
         self.width = text.shape[1]
-        self.text = text.tobytes()
-        used = np.minimum(records["text_len"], self.width)
-        self.used: list[int] = used.tolist()
+        self.used = used = np.minimum(records["text_len"], self.width)
         self._places: dict[int, tuple[list[int], list[int]]] = {}
         server = records["role"] == _SERVER
         ends = _absorb(process, _packed(records, ("role", "end"), ("family",)))
@@ -47,7 +48,7 @@ class Batch:
         for name in ("local_addr", "remote_addr"):
             halves = np.ascontiguousarray(records[name]).view("<u8")
             ends = absorb(absorb(ends, halves[:, 0]), halves[:, 1])
-        self.ends: list[int] = ends.tolist()
+        self.ends = ends
         head = absorb(ends ^ np.uint64(seed % (1 << 64)), _packed(records, ("method",), ("code",)))
         arguments = np.minimum(records["request_messages"], MAX_ARGUMENTS).astype(np.uint64)
         head = _absorb(head, arguments | records["truncated"].astype(np.uint64) << np.uint64(16))
@@ -56,24 +57,33 @@ class Batch:
         plain[~_only_query(fields, used) | (records["truncated"] != 0)] = 0
         for word in fields.view("<u8").reshape(len(records), -1).T:
             head = absorb(head, word)
-        old = ((records["flags"] & _OLD) != 0).tolist()
-        ports = records["local_port"].astype(np.uint32) << np.uint32(16) | records["remote_port"]
-        conn = records["conn_id"] * np.uint64(2) + server
-        self.columns = list(
-            zip(
-                records["kind"].tolist(),
-                conn.tolist(),
-                ports.tolist(),
-                old,
-                head.tolist(),
-                records["method"].tolist(),
-                records["stream_id"].tolist(),
-                arguments.tolist(),
-                records["version"].tolist(),
-                plain.tolist(),
-                strict=True,
-            )
+        self.head, self.plain, self.arguments = head, plain, arguments
+        self.old: NDArray[np.bool_] = (records["flags"] & _OLD) != 0
+        self.ports = records["local_port"].astype(np.uint32) << np.uint32(16)
+        self.ports |= records["remote_port"]
+        self.conn = records["conn_id"] * np.uint64(2) + server
+        self.closed = np.flatnonzero(records["kind"] == _CLOSED)
+
+    @cached_property
+    def text(self) -> bytes:
+        """All texts, of `width` bytes each."""
+        return self.records["text"].tobytes()
+
+    def columns(self, rows: Rows) -> Iterator[tuple[int, ...]]:
+        """Give rows one by one, for Python's lists are quicker for that than columns.
+
+        Each is itself; kind; conn; ports; old; head; method; stream_id; arguments, at most
+        MAX_ARGUMENTS; number of parts; plain; used.
+        """
+        records = self.records
+        columns: tuple[Column, ...] = (
+            *(rows, records["kind"], self.conn, self.ports, self.old, self.head),
+            *(records["method"], records["stream_id"], self.arguments, records["version"]),
+            *(self.plain, self.used),
         )
+        some = len(rows) < len(records)
+        lists = [column[rows] if some and column is not rows else column for column in columns]
+        return zip(*[column.tolist() for column in lists], strict=True)
 
     def strings(self, row: int) -> Strings:
         """Return a record's strings, by slot, cut to what lies inside its text."""
