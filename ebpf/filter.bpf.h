@@ -100,13 +100,23 @@ static __always_inline int filter_says_no(__u8 found, __u32 want_bit, __u32 out_
 	return (cfg_filters & want_bit) && !(found & FILTER_INCLUDE);
 }
 
+/* What was found of a process says nothing of another image, or of who has its number next. */
+static __always_inline void filter_forget(__u32 tgid)
+{
+	if (unwanted_hints[tgid & 1023] == tgid)
+		unwanted_hints[tgid & 1023] = 0;
+	bpf_map_delete_elem(&verdicts, &tgid);
+}
+
 static __always_inline int filter_process(__u32 tgid)
 {
 	void *task = (void *)bpf_get_current_task();
 	__u8 *known = bpf_map_lookup_elem(&verdicts, &tgid), verdict = 1;
 
-	if (known)
-		return *known;
+	if (known) {
+		verdict = *known;
+		goto found;
+	}
 	if (cfg_filters & (FILTER_PIDS | FILTER_PIDS_OUT) &&
 	    filter_says_no(filter_pid(task), FILTER_PIDS, FILTER_PIDS_OUT))
 		verdict = 0;
@@ -117,6 +127,9 @@ static __always_inline int filter_process(__u32 tgid)
 	    filter_says_no(filter_cgroup(), FILTER_CGROUPS, FILTER_CGROUPS_OUT))
 		verdict = 0;
 	bpf_map_update_elem(&verdicts, &tgid, &verdict, BPF_ANY);
+found:
+	if (!verdict)
+		unwanted_hints[tgid & 1023] = tgid;
 	return verdict;
 }
 

@@ -152,7 +152,7 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 	if (LOAD(struct signal_struct, LOAD(struct task_struct, task, signal), live.counter))
 		return 0; /* a thread of several */
 	if (cfg_filters)
-		bpf_map_delete_elem(&verdicts, &tgid); /* likewise */
+		filter_forget(tgid);
 	bpf_map_delete_elem(&runtimes, &tgid);
 	if (!bpf_map_lookup_elem(&unix_users, &tgid))
 		return 0;
@@ -203,7 +203,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	struct io *io = io_get();
 	long len;
 
-	bpf_map_delete_elem(&verdicts, &tgid);
+	filter_forget(tgid);
 	bpf_map_delete_elem(&runtimes, &tgid); /* until user space has looked at the new image */
 	if (!io || !mm)
 		return 0;

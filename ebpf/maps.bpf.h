@@ -440,6 +440,9 @@ enum filter_bit {
 	FILTER_PROCESSES = 252, /* all but ports */
 };
 
+/* Processes that filters leave out, by the low bits of their number: spares the look-up. */
+__u32 unwanted_hints[1024] = {};
+
 /* Threads with a pending send, by the low bits of their id: a zero spares the look-up. */
 __u32 pending_hints[1024] = {};
 

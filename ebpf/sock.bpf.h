@@ -8,12 +8,18 @@
 
 #include "io.bpf.h"
 
-/* Is this process known to be filtered out? Others are asked about when they matter. */
-static __always_inline int unwanted(void)
+/*
+ * Is this process known to be filtered out? Others are asked about when they matter, which is
+ * also where the hint is set.
+ */
+static __always_inline int unwanted(void *task)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
-	__u8 *verdict = bpf_map_lookup_elem(&verdicts, &tgid);
+	__u32 tgid = LOAD(struct task_struct, task, tgid), hint = unwanted_hints[tgid & 1023];
+	__u8 *verdict;
 
+	if (!hint || hint == tgid)
+		return hint;
+	verdict = bpf_map_lookup_elem(&verdicts, &tgid); /* the hint is another's */
 	return verdict && !*verdict;
 }
 
@@ -74,7 +80,8 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 	struct inode *inode;
 	struct file *file;
 
-	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()) || task_is_32_bit(task))
+	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted(task)) ||
+	    task_is_32_bit(task))
 		return 0;
 	if (fd >= LOAD(struct fdtable, fdt, max_fds))
 		return 0;
@@ -95,7 +102,8 @@ static __always_inline int sock_of_fd(struct io *io, __u32 fd)
 /* As sock_of_fd(), of a struct socket. */
 static __always_inline int sock_of_socket(struct io *io, void *socket)
 {
-	if (!cfg_ready || (cfg_filters & FILTER_PROCESSES && unwanted()))
+	if (!cfg_ready ||
+	    (cfg_filters & FILTER_PROCESSES && unwanted((void *)bpf_get_current_task())))
 		return 0;
 	if (!socket || !sock_is_stream(io, LOAD(struct socket, socket, sk)))
 		return 0;

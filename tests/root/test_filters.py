@@ -31,6 +31,18 @@ from tests.root.test_http1_syscalls import printed_port
 
 Start = Callable[..., Tracer]
 
+# Ask for a path twice: as this program, and as curl in the same process.
+THEN_CURL = """
+import http.client, os, sys
+port, path = sys.argv[1:]
+connection = http.client.HTTPConnection("127.0.0.1", int(port))
+connection.request("GET", path + "/before")
+connection.getresponse().read()
+connection.close()
+url = f"http://127.0.0.1:{port}{path}/after"
+os.execvp("curl", ["curl", "-sS", "--fail", "-o", "/dev/null", url])
+"""
+
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Nginx, Nginx]]:
@@ -117,6 +129,21 @@ def test_exe_that_was_running_already(start_tracer: Start, two: tuple[Nginx, Ngi
     tracer.settle(lambda mark: get(a.port, mark), (SERVER,))
     both = [Exchange(f"{path}/{name}", 200, "GET", 0, HELLO) for name in "ab"]
     assert_exact(tracer.spans().under(path), both, (SERVER,))
+
+
+def test_exe_is_asked_again_after_exec(start_tracer: Start, two: tuple[Nginx, Nginx]) -> None:
+    """What was found of a process says nothing of its next image."""
+    a, _ = two
+    tracer = start_tracer("--exclude-exe", str(Path(sys.executable).resolve()))
+    path = unique()
+    run([sys.executable, "-c", THEN_CURL, str(a.port), path])
+    tracer.settle(lambda mark: curl(a.port, mark))
+    spans = tracer.spans()
+    before, after = (
+        [Exchange(f"{path}/{when}", 200, "GET", 0, HELLO)] for when in ("before", "after")
+    )
+    assert_exact(spans.under(f"{path}/before"), before, (SERVER,))
+    assert_exact(spans.under(f"{path}/after"), after)
 
 
 @pytest.mark.parametrize("form", ["pid", "exclude-pid"])
