@@ -44,7 +44,7 @@ FLUSH_S, FLUSH_MANY_S = 0.03, 0.1
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
 # Where nothing comes at all, waits grow beyond that, slowly: by a tenth each.
-IDLE_WAIT, IDLE_GROWTH = 0.2, 1.1
+IDLE_WAIT, IDLE_GROWTH = 0.25, 1.1
 FEW_RECORDS, MANY_RECORDS = 1_024, 4_096
 # So long after the last batch of many, memory that is free is given back, in seconds.
 REST_S, MUCH_RECORDS = 1.0, 256
