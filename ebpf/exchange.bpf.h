@@ -637,7 +637,10 @@ static __always_inline void invalid(struct conn *c, struct io *io)
 	}
 }
 
-/* The record that a stream's bytes are of. */
+/*
+ * The record that a stream's bytes are of. One that is nobody's holds what another connection left
+ * in it: the method, which tells a parser that a response has no content, is none.
+ */
 static __always_inline struct flow_record *record_of(struct conn *c, struct io *io)
 {
 	struct flow_record *r = NULL;
@@ -645,8 +648,12 @@ static __always_inline struct flow_record *record_of(struct conn *c, struct io *
 	if (c->started != c->answered)
 		r = slot_of(c, io->sk, io->request ? c->started - 1 : c->answered);
 #ifdef OLD_KERNEL
+	if (!r && c->rec.protocol == FLOW_PROTO_HTTP1)
+		c->spare.method = 0;
 	return record_at(c, io, !r);
 #else
+	if (!r && c->rec.protocol == FLOW_PROTO_HTTP1)
+		io->spare.method = 0;
 	return r ? r : &io->spare;
 #endif
 }

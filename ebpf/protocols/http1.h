@@ -57,6 +57,14 @@ enum h1_flag {
 	H1_B3_PAIR = 16,   /* namely the values of X-B3- headers */
 };
 
+/*
+ * What frames a message is kept in its stream: the record of one that counts for nothing, as its
+ * request found no room or was given up, is another message's by the next I/O.
+ */
+enum h1_own {
+	H1_STATUS, /* of a response */
+};
+
 /* ASCII letters to lower case; leaves digits, '-' and ':' as they are. */
 static __always_inline __u64 h1_lower(__u64 word)
 {
@@ -171,7 +179,7 @@ static __always_inline enum step h1_head_end(struct stream *s, struct flow_recor
 {
 	s->head = 0;
 	if (s->response) {
-		__u32 status = r->status;
+		__u32 status = s->own[H1_STATUS];
 
 		if (status == 101 ||
 		    (r->method == FLOW_METHOD_CONNECT && status >= 200 && status < 300)) {
@@ -223,7 +231,8 @@ static __always_inline enum step h1_step_method(struct stream *s, struct flow_re
 		if (c == ' ' && i >= 3) {
 			if (i + 1 >= n)
 				return STEP_MORE;
-			/* as h1_detect() demands: the answer may not depend on cuts */
+			/* as h1_detect() demands: the answer may not depend on cuts; and no target
+			 * is empty */
 			if (!h1_is_target_start(window_byte(w, w->pos + i + 1)))
 				return STEP_INVALID;
 			r->method = h1_method(window_load(w, w->pos), i);
@@ -298,8 +307,6 @@ static __always_inline enum step h1_step_target(struct stream *s, struct flow_re
 	c = window_byte(w, w->pos);
 	if (c != ' ')
 		return STEP_INVALID;
-	if (!r->fields[FLOW_TEXT_TARGET].len)
-		return STEP_INVALID;
 	w->pos++;
 	s->state = H1_VERSION;
 	return STEP_AGAIN;
@@ -366,6 +373,7 @@ static __always_inline enum step h1_step_status(struct stream *s, struct flow_re
 	if (status < 100 || window_byte(w, w->pos + 12) > ' ')
 		return STEP_INVALID;
 	r->status = status;
+	s->own[H1_STATUS] = status;
 	w->pos += 12;
 	s->next = H1_NAME;
 	s->state = H1_LINE;
