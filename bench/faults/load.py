@@ -82,7 +82,7 @@ class Load(Child):
         most: int = MOST,
     ) -> None:
         self.prefix = prefix
-        self._most = most
+        self.most = most
         self._file = directory / f"{prefix}.made"
         words = [compile_c("load", "-pthread"), "-c", connections, "-r", rate]
         words += ["-k", per_connection, "-m", most, "-f", processes]
@@ -92,7 +92,7 @@ class Load(Child):
         """How many requests were begun until now; 0 before there is a file."""
         try:
             with self._file.open("rb") as file:
-                file.seek(self._most * MADE.itemsize)
+                file.seek(self.most * MADE.itemsize)
                 return int.from_bytes(file.read(4), "little")
         except FileNotFoundError:
             return 0

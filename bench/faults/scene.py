@@ -235,18 +235,31 @@ class Scene:
 
         more: losses known otherwise.
         """
+        self.accounted_all([made], [seen], status, label, more)
+
+    def accounted_all(
+        self,
+        made: Sequence[Made],
+        seen: Sequence[Seen],
+        status: Status,
+        label: str = "",
+        more: int = 0,
+    ) -> None:
+        """The same of several loads of one tracer."""
         lost = {name: status.losses[name] for name in SPAN_LOSSES if status.losses.get(name)}
         for name, number in status.losses.items():
             if number:
                 self.outcome.lost[name] = self.outcome.lost.get(name, 0) + number
         total = sum(lost.values()) + more
+        sides = 2 * sum(map(len, made))
+        missing, doubled = (sum(f(each) for each in seen) for f in (Seen.missing, Seen.doubled))
         label = f"{label}: " if label else ""
         self.check(
             f"{label}spans + losses = exchanges, exactly",
-            seen.missing() == total,
-            f"{2 * len(made)} sides, {seen.missing()} without a span, {total} counted as lost",
+            missing == total,
+            f"{sides} sides, {missing} without a span, {total} counted as lost",
         )
-        self.check(f"{label}no span twice", seen.doubled() == 0, seen.doubled())
+        self.check(f"{label}no span twice", doubled == 0, doubled)
 
     def exact(self, made: Made, seen: Seen, label: str = "") -> None:
         """Check that each request has its two spans, once."""

@@ -15,18 +15,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Seen:
     """Spans by number of the request: shape (n,) each. beyond: spans of no such request."""
 
     server: NDArray[np.uint32]
     client: NDArray[np.uint32]
-    beyond: int
+    beyond: int = 0
 
-    def __add__(self, other: Seen) -> Seen:
-        return Seen(
-            self.server + other.server, self.client + other.client, self.beyond + other.beyond
-        )
+    @classmethod
+    def none(cls, requests: int) -> Seen:
+        """No spans of so many requests."""
+        return cls(np.zeros(requests, np.uint32), np.zeros(requests, np.uint32))
+
+    def add(self, bodies: Iterable[bytes], prefix: str) -> None:
+        """Count spans of paths under /PREFIX/ in serialised requests."""
+        pattern = re.compile(rb"(:\d+)?/%s/(\d{8})" % prefix.encode())
+        for body in bodies:
+            numbers: tuple[list[int], list[int]] = ([], [])
+            for address, number in pattern.findall(body):
+                numbers[bool(address)].append(int(number))
+            for into, found in zip((self.server, self.client), numbers, strict=True):
+                known = np.array(found, np.int64)
+                self.beyond += int((known >= len(into)).sum())
+                np.add.at(into, known[known < len(into)], 1)
+
+    def of(self, requests: int) -> Seen:
+        """The same of the first so many requests, where there were no more."""
+        beyond = int(self.server[requests:].sum() + self.client[requests:].sum())
+        return Seen(self.server[:requests], self.client[:requests], self.beyond + beyond)
 
     @property
     def spans(self) -> int:
@@ -44,15 +61,6 @@ class Seen:
 
 def count(bodies: Iterable[bytes], prefix: str, requests: int) -> Seen:
     """Count spans of paths under /PREFIX/ in serialised requests. requests: how many were made."""
-    pattern = re.compile(rb"(:\d+)?/%s/(\d{8})" % prefix.encode())
-    seen = Seen(np.zeros(requests, np.uint32), np.zeros(requests, np.uint32), 0)
-    beyond = 0
-    for body in bodies:
-        numbers: tuple[list[int], list[int]] = ([], [])
-        for address, number in pattern.findall(body):
-            numbers[bool(address)].append(int(number))
-        for into, found in zip((seen.server, seen.client), numbers, strict=True):
-            known = np.array(found, np.int64)
-            beyond += int((known >= requests).sum())
-            into += np.bincount(known[known < requests], minlength=requests).astype(np.uint32)
-    return Seen(seen.server, seen.client, beyond)
+    seen = Seen.none(requests)
+    seen.add(bodies, prefix)
+    return seen

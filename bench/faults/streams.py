@@ -39,7 +39,8 @@ def full(scene: Scene) -> None:
     backend = scene.backend()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = int(listener.getsockname()[1])
-        tracer = scene.tracer(f"http://127.0.0.1:{backend.port}", "--port", str(port))
+        endpoint = f"http://127.0.0.1:{backend.port}"
+        tracer = scene.tracer(endpoint, "--port", str(port), exact=True)
         for streams, label in ((1500 if scene.short else 15_000, "full"), (100, "afterwards")):
             prefix = f"f{uuid.uuid4().hex[:8]}"
             _converse(listener, prefix, streams)

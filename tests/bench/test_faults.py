@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,8 @@ from bench.faults.__main__ import choose, main
 from bench.faults.backend import HTTP, PARTLY_REJECTED, Backend, Mode
 from bench.faults.load import Load
 from bench.faults.scene import Outcome
-from bench.faults.seen import count
+from bench.faults.seen import Seen, count
+from bench.faults.soak import Sample, trend
 from bench.faults.table import FAULTS
 from bench.machine import Machine
 from bench.nginx import Nginx
@@ -44,6 +46,27 @@ def test_each_side_of_each_request_is_counted() -> None:
 def test_a_span_of_no_request_is_one_too_many() -> None:
     seen = count([body("/fault/00000000", "/fault/00000007")], "fault", 1)
     assert (seen.missing(), seen.beyond, seen.doubled()) == (1, 1, 1)
+
+
+def test_a_load_that_made_fewer_requests_than_there_was_room_for() -> None:
+    seen = Seen.none(5)
+    seen.add([body("/fault/00000000", "/fault/00000003")], "fault")
+    seen.add([body("/fault/00000001", "/other/00000001")], "fault")
+    of_two = seen.of(2)
+    assert (of_two.server.tolist(), of_two.beyond) == ([1, 1], 1)
+    assert (of_two.missing(), of_two.doubled()) == (2, 1)
+
+
+def samples(resident: Iterable[float]) -> list[Sample]:
+    return [Sample(30.0 * n, int(value), 50, 13, 7, 30, 1) for n, value in enumerate(resident)]
+
+
+def test_a_trend_is_no_peak_and_hides_in_no_noise() -> None:
+    noise = np.random.default_rng(1).normal(100e6, 2e6, 60)
+    assert abs(trend(samples(noise), "resident")) < 2e6
+    assert trend(samples(noise + np.linspace(0, 8e6, 60)), "resident") > 6e6
+    assert abs(trend(samples([*noise[:-1], 110e6]), "resident")) < 3e6
+    assert trend(samples(noise), "threads") == pytest.approx(0)
 
 
 @pytest.mark.parametrize("options", [{}, {"per_connection": 2}, {"processes": 3, "rate": 600}])
