@@ -26,6 +26,7 @@ http {{
     uwsgi_temp_path {directory}/uwsgi;
     scgi_temp_path {directory}/scgi;
     keepalive_requests 2000000000;
+    keepalive_time 7d;
     default_type text/plain;
     server {{
         listen 127.0.0.1:{port} backlog=1024;
