@@ -110,7 +110,7 @@ def _root(node: Node) -> str:
 
 
 def _of_an_sdk(node: Node) -> bool:
-    return node.tags.get("otel.scope.name", WIRESPAN_SCOPE) != WIRESPAN_SCOPE
+    return bool(node.tags.get("otel.scope.name", WIRESPAN_SCOPE) != WIRESPAN_SCOPE)
 
 
 def _name(node: Node) -> str:
