@@ -24,6 +24,9 @@ MIB = 2**20
 # All of it takes half a core, so that an hour of it can run beside other work.
 RATE = 800
 SAMPLES, SAMPLE_S = 120, 0.3
+# What a tracer remembers of processes has its bounds, 4,096 of each kind. An hour would see it
+# grow up to them and no further: they are filled first, by a process for each request.
+FILL_RATE, FILL_S = 300, 120
 # Of Sample: what it is, its unit, and how much its trend may rise in the second half of a short
 # pass and of a full one; none: it follows what else runs on this host. A few samples in a few
 # seconds, in which a tracer still comes to its size, tell less.
@@ -114,6 +117,9 @@ def soak(scene: Scene) -> None:
         # What it may note down, and then some: it is late at most, never early.
         return scene.load(rate=rate, most=int(1.2 * rate * scene.seconds) + 10_000, **options)
 
+    ended = [] if scene.short else [load(FILL_RATE, connections=1, processes=4, per_connection=1)]
+    scene.run_for(FILL_S if ended else 0, *ended)
+    made = [each.end() for each in ended]
     loads = (
         load(rate, connections=8),
         load(rate / 5, connections=4, per_connection=3),
@@ -122,7 +128,7 @@ def soak(scene: Scene) -> None:
     began = time.monotonic()
     cpu_began = tracer.cpu_ns() / 1e9, tree_cpu_s(os.getpid())
     samples = [Sample.of(tracer)]
-    parts = {each: Seen.none(each.most) for each in loads}
+    parts = {each: Seen.none(each.most) for each in (*ended, *loads)}
     while time.monotonic() < began + scene.seconds:
         scene.run_for(max(SAMPLE_S, scene.seconds / SAMPLES), *loads)
         samples.append(Sample.of(tracer))
@@ -137,7 +143,7 @@ def soak(scene: Scene) -> None:
             cpu_began, (tracer.cpu_ns() / 1e9, tree_cpu_s(os.getpid())), strict=True
         )
     ]
-    made = [load.end() for load in loads]
+    made += [each.end() for each in loads]
     status = scene.settled(tracer)
     bodies = list(backend.bodies())
     every: list[Seen] = []
