@@ -280,7 +280,7 @@ static __always_inline void accepted(struct thread *thread, const struct io *io)
 }
 
 /*
- * PyContext_CopyCurrent() returns a new context, for a task or a callback: it runs for whom
+ * PyContext_CopyCurrent(), Context() and the like return a new context: it runs for whom
  * the current one runs, or, where nobody knows, for what this turn began with.
  */
 HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)

@@ -296,9 +296,9 @@ class Contexts:
         """Attach what the runtime needs to its file, for all its processes."""
         where = found.file, found.path
         match found.runtime:
-            case CPython(copy_current=copy, queue=queue):
-                if copy is not None:
-                    self._attach("python_copied", *where, copy, at_return=True)
+            case CPython(copy_current=copy, queue=queue, new=new):
+                for offset in (*(() if copy is None else (copy,)), *new):
+                    self._attach("python_copied", *where, offset, at_return=True)
                 if queue is not None:
                     self._attach_queue(*where, queue)
             case Go(functions=functions):

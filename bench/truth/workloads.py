@@ -111,6 +111,8 @@ PYTHON = (
     ),
     _python(LOOPS, "fastapi-httpx-sleep", _script("asgi_service", "sleep"), ASGI),
     _python(LOOPS, "fastapi-httpx-tasks", _script("asgi_service", "task"), ASGI, calls=3),
+    _python(LOOPS, "fastapi-httpx-reset", _script("asgi_service", "reset"), ASGI),
+    _python(LOOPS, "fastapi-httpx-reset-3", _script("asgi_service", "reset task"), ASGI, calls=3),
     _python(LOOPS, "fastapi-httpx-4-connections", _script("asgi_service", "pool"), ASGI),
     _python(LOOPS, "fastapi-httpx-background", _script("asgi_service", "background"), ASGI),
     _python(LOOPS, "aiohttp", _script("aiohttp_service"), "aiohttp"),

@@ -58,6 +58,7 @@ CASES = (
     Case("starlette-sync", "context"),
     Case("fastapi-executor", "queue"),
     Case("fastapi-httpx", "context"),
+    Case("fastapi-httpx-reset-3", "context"),
     Case("aiohttp-gather-3", "context"),
     Case("tornado-3", "context"),
     Case("tornado-10-clients-3", "context"),

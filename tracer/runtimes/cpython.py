@@ -17,18 +17,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from tracer.runtimes import pyqueue
-from tracer.runtimes.elf import EM_X86_64, Elf
+from tracer.runtimes.elf import EM_X86_64, Elf, Symbol
 from tracer.runtimes.proc import Memory
 from tracer.runtimes.pyqueue import Queue
+from tracer.runtimes.relocations import Pointers
 
 RUNTIME = "_PyRuntime"
 COPY_CURRENT = "PyContext_CopyCurrent"
+# Others that return a new context: exported, and behind Context() and copy() of the type.
+NEW = ("PyContext_New", "PyContext_Copy")
+CONTEXT_TYPE = "PyContext_Type"
 VERSION = "Py_Version"
 
 _COOKIE = b"xdebugpy"
 _MAX_THREADS = 4096  # walked while checking
 _NO_KEY = 0xFFFFFFFF
-_TP_NAME = 24  # of PyTypeObject
+_TP_NAME, _TP_METHODS, _TP_NEW = 24, 232, 312  # of PyTypeObject, 3.8 to 3.14
 _OB_TYPE = 8  # of PyObject; 24 in the free-threaded build
 _OB_TYPE_FREE_THREADED = 24
 # ctx_entered of PyContext, behind ob_type and three pointers, in all versions.
@@ -118,6 +122,7 @@ class Image:
     runtime: virtual address of _PyRuntime in the file. copy_current: offset in the file of
     PyContext_CopyCurrent, None where it isn't exported. version: (3, 11, 2). queue: where it
     has queue.SimpleQueue, None where a module of its own may have that, or no symbol tells.
+    new: offsets of other functions that return a new context.
     """
 
     version: tuple[int, int, int] | None
@@ -127,6 +132,7 @@ class Image:
     machine: int
     evidence: Mapping[str, str]
     queue: Queue | None = None
+    new: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +150,7 @@ class CPython:
     with no list to walk; None where that could not be proved.
     copy_current: offset in the file of PyContext_CopyCurrent.
     ob_type, tp_name: where in an object its type is, and in that the pointer to its name.
-    queue: that of Image.
+    queue, new: those of Image.
     evidence: fact -> how it was found.
     """
 
@@ -166,6 +172,7 @@ class CPython:
     frames: Frames
     evidence: Mapping[str, str]
     queue: Queue | None = None
+    new: tuple[int, ...] = ()
 
 
 class NotReady(Exception):
@@ -182,7 +189,7 @@ def image(elf: Elf, name: str) -> Image | None:
     name: the file's own, which tells the version where no symbol does (before 3.11).
     Raises ElfError.
     """
-    found = elf.symbols((RUNTIME, COPY_CURRENT, VERSION))
+    found = elf.symbols((RUNTIME, COPY_CURRENT, VERSION, CONTEXT_TYPE, *NEW))
     if RUNTIME not in found:
         return None
     evidence = {"runtime": f"symbol {RUNTIME}"}
@@ -198,10 +205,34 @@ def image(elf: Elf, name: str) -> Image | None:
     if COPY_CURRENT in found:
         copy = elf.file_offset(found[COPY_CURRENT].value)
         evidence["copy_current"] = f"symbol {COPY_CURRENT}"
+    new = [found[name].value for name in NEW if name in found]
+    if CONTEXT_TYPE in found and elf.machine == EM_X86_64:
+        new += _constructors(elf, found[CONTEXT_TYPE])
+        evidence["new"] = f"methods of {CONTEXT_TYPE}"
+    offsets = {elf.file_offset(address) for address in new} - {None, copy}
     runtime = found[RUNTIME]
     return Image(
-        version, runtime.value, runtime.size, copy, elf.machine, evidence, pyqueue.by_symbols(elf)
+        version,
+        runtime.value,
+        runtime.size,
+        copy,
+        elf.machine,
+        evidence,
+        pyqueue.by_symbols(elf),
+        tuple(sorted(offset for offset in offsets if offset is not None)),
     )
+
+
+def _constructors(elf: Elf, kind: Symbol) -> list[int]:
+    """Return the functions behind Context() and Context.copy(), which nothing exports."""
+    pointers = Pointers(elf)
+    for head in (0, _HEAD_FREE_THREADED):
+        base = kind.value + head
+        if pointers.text(pointers.at(base + _TP_NAME)).rpartition(b".")[2] == b"Context":
+            table = pointers.methods(pointers.at(base + _TP_METHODS))
+            found = [pointers.at(base + _TP_NEW), *(at for name, at in table if name == b"copy")]
+            return [address for address in found if pointers.is_code(address)]
+    return []
 
 
 def inspect(image: Image, base: int, memory: Memory) -> CPython:
@@ -254,6 +285,7 @@ def inspect(image: Image, base: int, memory: Memory) -> CPython:
         _frames(image.version[:2], free_threaded),
         evidence,
         image.queue,
+        image.new,
     )
 
 

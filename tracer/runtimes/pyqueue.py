@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracer.runtimes.elf import EM_X86_64, Elf
+from tracer.runtimes.relocations import Pointers
 
 # Files that hold it where the interpreter's own doesn't.
 MODULE = re.compile(r"_queue\..*so$")
@@ -23,9 +23,6 @@ _PREFIX = "_queue_SimpleQueue_"
 PUT = f"{_PREFIX}put"
 GOT = (f"{_PREFIX}get", f"{_PREFIX}get_nowait")
 
-_RELA = np.dtype([("place", "<u8"), ("info", "<u8"), ("addend", "<i8")])
-_RELATIVE = 8  # R_X86_64_RELATIVE
-_EXECUTABLE = 1  # PF_X
 # How a method is called: METH_FASTCALL, arguments as an array, the second one in C; any way.
 _FASTCALL, _ANY = 0x80, 0x28F
 
@@ -71,7 +68,8 @@ def _methods(elf: Elf, name: bytes, flag: int) -> Iterator[int]:
     if texts is None:
         return
     names = [texts.address + at for at, _ in elf.find(texts, [name + b"\0"])]
-    relocated = _relocations(elf)
+    pointers = Pointers(elf)
+    relocated = pointers.relocated
     for section in (elf.section(".data.rel.ro"), elf.section(".data")):
         if section is None:
             continue
@@ -80,21 +78,5 @@ def _methods(elf: Elf, name: bytes, flag: int) -> Iterator[int]:
         inside = places < section.size // 8 * 8
         words[places[inside] // 8] = relocated["addend"][inside]
         for at in np.flatnonzero(np.isin(words[:-2], names)).tolist():
-            if int(words[at + 2]) & flag and _is_code(elf, int(words[at + 1])):
+            if int(words[at + 2]) & flag and pointers.is_code(int(words[at + 1])):
                 yield int(words[at + 1])
-
-
-def _relocations(elf: Elf) -> NDArray[np.void]:
-    """Return where the file is told to put addresses of its own; packed ones lie there already."""
-    section = elf.section(".rela.dyn")
-    raw = elf.content(section) if section is not None else b""
-    rows = np.frombuffer(raw[: len(raw) // _RELA.itemsize * _RELA.itemsize], _RELA)
-    chosen: NDArray[np.void] = rows[(rows["info"] & 0xFFFFFFFF) == _RELATIVE]
-    return chosen
-
-
-def _is_code(elf: Elf, address: int) -> bool:
-    return any(
-        segment.flags & _EXECUTABLE and 0 <= address - segment.address < segment.size
-        for segment in elf.segments
-    )

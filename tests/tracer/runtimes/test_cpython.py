@@ -13,7 +13,7 @@ import pytest
 
 from tracer.runtimes import cpython
 from tracer.runtimes.cpython import CPython
-from tracer.runtimes.proc import Memory
+from tracer.runtimes.proc import Memory, opened
 from tracer.runtimes.watch import Found, Runtimes
 
 # Each thread runs in a copy of a context, behind which is the one that CPython gave it to copy,
@@ -132,6 +132,18 @@ def test_contexts_of_threads(version: str, arguments: tuple[str, ...]) -> None:
             assert memory.u32(given + runtime.context_entered) == 0
             if runtime.tls_tstate is not None:
                 assert memory.u64(thread + runtime.tls_tstate) == state
+
+
+@pytest.mark.parametrize("version", KNOWN)
+def test_what_makes_contexts(version: str) -> None:
+    """Found by what a file exports, stripped or not; where it isn't, symbols tell the same."""
+    with running(FOUND[version]) as (pid, _truth):
+        found = look(pid)
+        assert isinstance(found.runtime, CPython), found.reason
+        assert len(found.runtime.new) == 4
+        with opened(found.path) as elf:
+            for symbol in elf.symbols(("context_tp_new", "_contextvars_Context_copy")).values():
+                assert elf.file_offset(symbol.value) in found.runtime.new
 
 
 @pytest.mark.parametrize("version", UNKNOWN)
