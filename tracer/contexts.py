@@ -70,12 +70,17 @@ _SAID = 4096
 _NOBODY = 0  # no process: wakes the thread up
 
 
-def value_of(found: Found, *, frames: bool = True, serves: bool = False) -> bytes:
+def value_of(
+    found: Found, *, frames: bool = True, serves: bool = False, mixes: bool = False
+) -> bytes:
     """Return what the kernel is told of a process: struct runtime.
 
-    frames: of CPython, its calls must be looked at. serves: it has read a request.
+    frames: of CPython, its calls must be looked at. serves: it has read a request. mixes: its
+    contexts tell nothing.
     """
     match found.runtime:
+        case CPython() if mixes:
+            return _packed(OPAQUE, serves=serves)
         case CPython() as python:
             stack = dataclasses.astuple(python.frames) if frames else (0,) * 7
             return _packed(
@@ -277,11 +282,11 @@ class Contexts:
                 serves = bool(RUNTIME.unpack(known)[_SERVES])
                 # As long as it may yet load tornado before it serves, it counts as if it had.
                 frames = has.tornado or not (serves or loads == len(_LOADS))
-                value = value_of(found, frames=frames, serves=serves)
+                value = value_of(found, frames=frames, serves=serves, mixes=has.mixes)
                 if value != known:
                     sys.map_update(self._map, key, value)
                 return
-        sys.map_update(self._map, key, value_of(found))
+        sys.map_update(self._map, key, value_of(found, mixes=bool(has and has.mixes)))
 
     def _say_once(self, file: FileId, text: str) -> None:
         """Say what is wrong with a file."""

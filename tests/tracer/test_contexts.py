@@ -132,6 +132,12 @@ def test_enums_equal_the_header(enum: str, prefix: str, count: int) -> None:
 # What is told.
 
 
+def test_contexts_that_tell_nothing() -> None:
+    dtype = struct_dtype(read_object(OBJECT).btf, "runtime")
+    row = np.frombuffer(value_of(found(CPYTHON), mixes=True, serves=True), dtype=dtype)[0]
+    assert (row["kind"], row["serves"], row["interpreter"]) == (contexts.OPAQUE, 1, 0)
+
+
 def test_an_unreadable_python_is_known_by_its_file(tmp_path: Path) -> None:
     """The path that leads to a file is no name of it where it is one in /proc/PID/map_files."""
     link = tmp_path / "55e0d4c00000-55e0d4c61000"

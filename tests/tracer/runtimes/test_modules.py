@@ -1,4 +1,4 @@
-"""Where queue.SimpleQueue is, in the interpreters that are installed here."""
+"""Where queue.SimpleQueue is, in the interpreters that are installed here; and what is loaded."""
 
 from __future__ import annotations
 
@@ -43,3 +43,30 @@ def test_what_is_loaded() -> None:
         status = Path(file).stat()
         assert found.queue is not None and found.queue[0] == (status.st_dev, status.st_ino)
     assert loaded(process.pid) == type(found)()
+
+
+MAPS = """
+import mmap, sys
+files = [open(path) for path in sys.argv[1:]]
+held = [mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) for file in files]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_clients_that_mix_contexts(tmp_path: Path) -> None:
+    names = ("tornado/speedups.abi3.so", "_pycurl.cpython-311-x86_64-linux-gnu.so")
+    files = [tmp_path / name for name in names]
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_bytes(bytes(64))
+    for mapped in (files[:1], files[1:], files):
+        with subprocess.Popen(
+            [FOUND[KNOWN[-1]], "-c", MAPS, *mapped],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            assert loaded(process.pid).mixes == (mapped == files)
+            process.communicate("")
