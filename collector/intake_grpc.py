@@ -163,6 +163,9 @@ class GrpcServer:
         except StopAsyncIteration:
             self._gate.count("unfit")
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "a call without a request")
+        except asyncio.CancelledError:  # cut off, or too large for the library
+            self._gate.count("unfit")
+            raise
         try:
             with self._gate.room(len(request)):
                 taken = await self._gate.offer(request)
