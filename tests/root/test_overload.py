@@ -27,9 +27,8 @@ FRONT = """
 """
 # Of each request: the load's side, nginx's, nginx's as a client, and nginx's behind it.
 SIDES = 4
-# What the tracer may use beside what is measured: status calls, the look of it, and at processes
-# that begin: those of the load do.
-CAP, OVER = 0.05, 0.1
+# What the tracer may use beside what is measured: status calls, and the look of it.
+CAP, OVER = 0.05, 0.04
 SPAN_LOSSES = ("shed", "ring_full", "reader_full", "feed_failed", "output_full")
 
 
