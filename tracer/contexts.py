@@ -265,9 +265,8 @@ class Contexts:
         if has and has.queue:
             self._probe_queue(has.queue)
         self._probed.uses(pid, found.file, *((has.queue[0],) if has and has.queue else ()))
-        if has:
-            if loads < len(_LOADS) and not child:
-                self._loads.append((time.monotonic() + _LOADS[loads], pid, loads + 1))
+        if has and loads < len(_LOADS) and not child:
+            self._loads.append((time.monotonic() + _LOADS[loads], pid, loads + 1))
         try:
             self._tell(pid, found, has, loads)
         except OSError as error:

@@ -46,9 +46,10 @@ def by_methods(elf: Elf) -> Queue | None:
     if elf.machine != EM_X86_64:
         return None
     found: dict[str, int] = {}
+    pointers = Pointers(elf)
     for name in (PUT, *GOT):
         flag = _FASTCALL if name == PUT else _ANY
-        functions = set(_methods(elf, name.removeprefix(_PREFIX).encode(), flag))
+        functions = set(_methods(elf, pointers, name.removeprefix(_PREFIX).encode(), flag))
         if len(functions) == 1:  # else which one is meant?
             found[name] = functions.pop()
     return _queue(elf, found)
@@ -62,13 +63,12 @@ def _queue(elf: Elf, addresses: dict[str, int]) -> Queue | None:
     return Queue(put, got) if put is not None and len(got) == len(GOT) else None
 
 
-def _methods(elf: Elf, name: bytes, flag: int) -> Iterator[int]:
+def _methods(elf: Elf, pointers: Pointers, name: bytes, flag: int) -> Iterator[int]:
     """Yield the addresses of the functions of methods of that name, called in one of the ways."""
     texts = elf.section(".rodata")
     if texts is None:
         return
     names = [texts.address + at for at, _ in elf.find(texts, [name + b"\0"])]
-    pointers = Pointers(elf)
     relocated = pointers.relocated
     for section in (elf.section(".data.rel.ro"), elf.section(".data")):
         if section is None:
