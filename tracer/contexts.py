@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import queue
 import struct
@@ -98,16 +99,17 @@ def value_of(
                 objects=(python.ob_type, python.tp_name, *stack),
             )
         case Go() as go:
-            return _packed(GO, go=_go(go))
+            return _packed(GO, go=_go(go), serves=serves)
         case Node():
-            return _packed(NODE, event_loop=TURNS | CONNECTS | TIMERS)
+            return _packed(NODE, event_loop=TURNS | CONNECTS | TIMERS, serves=serves)
         # The path may be a link that is named after addresses (/proc/PID/map_files).
         case _ if "python" in os.path.basename(os.path.realpath(found.path)):
-            return _packed(CPYTHON)
+            return _packed(CPYTHON, serves=serves)
         case _ if found.reason:
-            return _packed(OPAQUE)
+            return _packed(OPAQUE, serves=serves)
         case _:
-            return _packed(THREADS, event_loop=EVENT_LOOPS.get(_program(found.pid), 0))
+            turns = EVENT_LOOPS.get(_program(found.pid), 0)
+            return _packed(THREADS, event_loop=turns, serves=serves)
 
 
 def _packed(
@@ -273,19 +275,21 @@ class Contexts:
             self._say(f"process {pid} can't be linked in: {error.strerror}")
 
     def _tell(self, pid: int, found: Found, has: Modules | None, loads: int) -> None:
-        """Tell the kernel, which takes note in the same place that a process serves."""
-        key, serves = struct.pack("=I", pid), False
-        if has and loads:
-            with contextlib.suppress(OSError):
-                known = sys.map_lookup(self._map, key, RUNTIME.size)
-                serves = bool(RUNTIME.unpack(known)[_SERVES])
-                # As long as it may yet load tornado before it serves, it counts as if it had.
-                frames = has.tornado or not (serves or loads == len(_LOADS))
-                value = value_of(found, frames=frames, serves=serves, mixes=has.mixes)
-                if value != known:
-                    sys.map_update(self._map, key, value)
-                return
-        sys.map_update(self._map, key, value_of(found, mixes=bool(has and has.mixes)))
+        """Tell the kernel, which takes note in the same place that a process serves.
+
+        What it knows already stays untouched: requests are being served meanwhile.
+        """
+        key, known, serves, frames = struct.pack("=I", pid), None, False, True
+        with contextlib.suppress(OSError):
+            known = sys.map_lookup(self._map, key, RUNTIME.size)
+            serves = bool(RUNTIME.unpack(known)[_SERVES])
+        if has and loads and known:
+            # As long as it may yet load tornado before it serves, it counts as if it had.
+            frames = has.tornado or not (serves or loads == len(_LOADS))
+        told = functools.partial(value_of, found, frames=frames, mixes=bool(has and has.mixes))
+        if told(serves=serves) != known:
+            # It may have begun to serve since.
+            sys.map_update(self._map, key, told(serves=known is not None))
 
     def _say_once(self, file: FileId, text: str) -> None:
         """Say what is wrong with a file."""

@@ -260,10 +260,12 @@ class Looked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.said: list[str] = []
         self.updates: list[tuple[int, bytes]] = []
+        self.known: dict[int, bytes] = {}
         self.attached: list[tuple[str, int, bool]] = []
         self.closed = 0
         self.answers: dict[int, list[Found | None]] = {}
         self.children: dict[int, list[int]] = {}
+        monkeypatch.setattr(kernel_sys, "map_lookup", self.lookup)
         monkeypatch.setattr(kernel_sys, "map_update", self.update)
         monkeypatch.setattr(uprobes, "attach", self.attach)
         monkeypatch.setattr(uprobes, "take_off", self.take_off)
@@ -282,7 +284,16 @@ class Looked:
 
     def update(self, fd: int, key: bytes, value: bytes) -> None:
         assert fd == 3
-        self.updates.append((struct.unpack("=I", key)[0], value))
+        (pid,) = struct.unpack("=I", key)
+        self.updates.append((pid, value))
+        self.known[pid] = value
+
+    def lookup(self, fd: int, key: bytes, value_bytes: int) -> bytes:
+        assert (fd, value_bytes) == (3, RUNTIME.size)
+        (pid,) = struct.unpack("=I", key)
+        if pid not in self.known:
+            raise OSError(errno.ENOENT, "")
+        return self.known[pid]
 
     def attach(self, program: int, _: Path, offset: int, *, at_return: bool) -> Looked:
         self.attached.append((PROGRAMS[program - 100], offset, at_return))
@@ -449,6 +460,25 @@ def test_children_forked_before_their_parent_was_looked_at(looked: Looked) -> No
     looked.wait(lambda: len(looked.updates) == 2)
     looked.contexts.close()
     assert [pid for pid, _ in looked.updates] == [11, 12]
+
+
+def test_what_the_kernel_knows_is_left_to_it(looked: Looked) -> None:
+    """Between two requests that it serves: its calls must go on to be asked about."""
+    whats = {11: found(NODE), 12: found(None), 13: found(GO), 14: found(None, "too old")}
+    looked.answers = {pid: [what] for pid, what in whats.items()}
+    looked.known = {pid: value_of(what, serves=pid != 12) for pid, what in whats.items()}
+    before = dict(looked.known)
+    looked.contexts.start()
+    looked.contexts.close()
+    assert not looked.updates and looked.known == before
+
+
+def test_a_process_that_turns_out_to_be_another_may_serve_by_now(looked: Looked) -> None:
+    looked.answers = {11: [found(NODE)]}
+    looked.known = {11: value_of(found(None))}
+    looked.contexts.start()
+    looked.contexts.close()
+    assert looked.known == {11: value_of(found(NODE), serves=True)}
 
 
 def test_children_are_found() -> None:
