@@ -153,6 +153,12 @@ __noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
 }
 #endif
 
+/* Tells a context apart from the few that run in the same turn: of its address what varies. */
+static __always_inline __u32 context_mark(__u64 context)
+{
+	return context >> 4;
+}
+
 /*
  * For whom does a context run? Returns 1 if it is known, then cause->id may yet be 0: for
  * nobody; NOBODYS if that stays so. A context that belongs to a connection runs for the one
@@ -270,6 +276,12 @@ static __always_inline void request_over(struct thread *thread)
 	thread->request = 0;
 }
 
+static __always_inline void heard_one(struct thread *thread)
+{
+	if (thread->messages < 2)
+		thread->messages++;
+}
+
 /*
  * The head of a request has been read: its thread, or what runs on it, has it in hand. http1:
  * how many the connection has under way, with this one; a goroutine that read several at once
@@ -310,10 +322,11 @@ GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 		thread->loop = 1;
 	thread->polled = 0;
 	thread->last = cause;
-	thread->messages++;
+	heard_one(thread);
 	request_over(thread);
 	thread->request = REQUEST_READ;
-	thread->accepted = 0;
+	if (runtime->kind == RUNTIME_CPYTHON && runtime->interpreter)
+		thread->read_in = context_mark(python_context(runtime, thread));
 	return 1;
 }
 
@@ -610,8 +623,7 @@ POINTERS int link_heard(struct io *io, struct cause *cause)
 	if (!thread)
 		return 0;
 	thread->last = *cause;
-	thread->messages++;
-	thread->accepted = 0;
+	heard_one(thread);
 	request_over(thread);
 	return 0;
 }

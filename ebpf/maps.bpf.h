@@ -212,8 +212,8 @@ struct runtime {
 	__u16 object_type;
 	__u16 type_name;
 	/*
-	 * where in PyThreadState the innermost frame is, 0: frames need not be looked at; cframe:
-	 * there is a pointer to what has it at this place, plus 1; 0: there it is itself
+	 * where in PyThreadState the innermost frame is, 0: unknown; cframe: there is a pointer to
+	 * what has it at this place, plus 1; 0: there it is itself
 	 */
 	__u16 frame;
 	__u16 cframe;
@@ -223,7 +223,8 @@ struct runtime {
 	__u16 frame_locals;
 	__u16 code_name; /* where in a code object its name is */
 	__u16 text;	 /* where in a string of ASCII its characters begin */
-	__u16 pad[5];
+	__u16 tornado;	 /* it has loaded tornado, or may: frames are to be looked at for it */
+	__u16 pad[4];
 };
 
 struct {
@@ -251,20 +252,27 @@ struct thread {
 	struct causes in_hand; /* exchanges whose request it read and that are not over */
 	struct causes idle;    /* those of them that wait for no call of their own */
 	struct cause last;     /* that of the last message received in this turn */
-	__u64 accepted;	       /* socket accepted last in this turn */
+	__u64 accepted;	       /* socket accepted last: in this turn, or see accepted_in; SEVERAL */
 	__u64 accepted_ino;
-	__u64 python;	/* its PyThreadState */
-	__u32 messages; /* received in this turn */
-	__u32 loop;	/* it had several in hand at once: an event loop */
-	__u32 polled;	/* it polled while it had one in hand: may be one, too */
+	__u64 python;  /* its PyThreadState */
+	__u8 messages; /* received in this turn: 0, 1, more */
+	__u8 loop;     /* it had several in hand at once: an event loop */
+	__u8 polled;   /* it polled while it had one in hand: may be one, too */
+	/* CPython */
+	__u8 request;	     /* enum request_seen: the message received last was a request */
+	__u16 doubt;	     /* how many more requests must be followed by a copy of a context */
+	__u16 accepted_told; /* a context was copied for `accepted` */
+	__u32 accepted_in;   /* what ran then, context_mark(); if something did, `accepted` stays */
+	__u32 read_in;	     /* what ran as `last` was read, likewise; 0: nothing */
+	__u32 made_for;	     /* uvloop: the transport for which connection_made() was last */
+	__u16 accepts;	     /* uvloop: sockets accepted in this turn, */
+	__u16 made;	     /* and for how many of them connection_made() was since */
 	/* a thread that serves nobody: its last request without a parent, when its answer came */
 	__u64 alone;
 	__u64 alone_ns;
 	__u64 handed; /* the exchange of whom it woke last, since */
-	/* CPython */
-	struct cause work; /* a pool's thread: for whom what it has in hand was put in its queue */
-	__u32 request;	   /* enum request_seen: the message received last was a request */
-	__u32 doubt;	   /* how many more requests must be followed by a copy of a context */
+	/* CPython: a pool's thread: for whom what it has in hand was put in its queue */
+	struct cause work;
 };
 
 struct {
@@ -280,7 +288,11 @@ enum context_kind {
 	GOROUTINE = 1,
 	WORK_ITEM = 2, /* CPython: in a pool's queue */
 	REQUEST = 3,   /* CPython: in the queue of tornado's client of HTTP */
+	ACCEPTED = 4,  /* CPython: a thread's number, and which of the sockets of this turn it is */
 };
+
+#define SEVERAL (~0ULL)
+#define ACCEPTED_MOST 64 /* sockets of a turn that are remembered */
 
 struct context_key {
 	__u64 context;

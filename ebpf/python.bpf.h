@@ -75,10 +75,71 @@ HOOK("uprobe.multi", python_got, struct pt_regs *ctx)
 	bpf_map_delete_elem(&contexts, &key);
 }
 
+/* ---- asyncio.Protocol ------------------------------------------------------------------- */
+
+#define TAGS 7ULL    /* bits of a reference that are none of the address's, from 3.14 on */
+#define CALLS_MOST 8 /* that are looked through */
+
+enum protocol_called {
+	CALLED_NOT = 0,
+	CALLED_MADE = 1,     /* connection_made(self, transport) */
+	CALLED_RECEIVED = 2, /* data_received(), buffer_updated() */
+};
+
+/* The innermost of Python's calls; 0: none. */
+static __always_inline __u64 frame_of(const struct runtime *runtime, __u64 state)
+{
+	__u64 frame = 0;
+
+	bpf_probe_read_user(&frame, sizeof(frame), (void *)(state + runtime->frame));
+	if (runtime->cframe)
+		bpf_probe_read_user(&frame, sizeof(frame), (void *)(frame + runtime->cframe - 1));
+	return frame;
+}
+
+/* The first 15 characters of a function's name; if it is no function's, none. */
+static __always_inline void frame_name(const struct runtime *runtime, __u64 frame, __u64 text[2])
+{
+	__u64 code, name;
+
+	text[1] = 0;
+	if (bpf_probe_read_user(&code, sizeof(code), (void *)(frame + runtime->frame_code)) ||
+	    bpf_probe_read_user(&name, sizeof(name),
+				(void *)((code & ~TAGS) + runtime->code_name)) ||
+	    bpf_probe_read_user(text, 15, (void *)(name + runtime->text)))
+		text[0] = 0;
+}
+
+/* Which method of a protocol has the loop called? */
+static __always_inline int protocol_called(const struct runtime *runtime, __u64 state,
+					   __u64 *transport)
+{
+	__u64 frame = frame_of(runtime, state), text[2];
+	int i;
+
+	for (i = 0; i < CALLS_MOST && frame; i++) {
+		frame_name(runtime, frame, text);
+		if (text[0] == WORD('c', 'o', 'n', 'n', 'e', 'c', 't', 'i') &&
+		    text[1] == WORD('o', 'n', '_', 'm', 'a', 'd', 'e', 0)) {
+			bpf_probe_read_user(transport, sizeof(*transport),
+					    (void *)(frame + runtime->frame_locals + 8));
+			return CALLED_MADE;
+		}
+		if ((text[0] == WORD('d', 'a', 't', 'a', '_', 'r', 'e', 'c') &&
+		     (text[1] & LOW_BYTES(6)) == WORD('e', 'i', 'v', 'e', 'd', 0, 0, 0)) ||
+		    (text[0] == WORD('b', 'u', 'f', 'f', 'e', 'r', '_', 'u') &&
+		     (text[1] & LOW_BYTES(7)) == WORD('p', 'd', 'a', 't', 'e', 'd', 0, 0)))
+			return CALLED_RECEIVED;
+		if (bpf_probe_read_user(&frame, sizeof(frame),
+					(void *)(frame + runtime->frame_previous)))
+			break;
+	}
+	return CALLED_NOT;
+}
+
 /* ---- tornado.simple_httpclient ---------------------------------------------------------- */
 
 #define FRAMES_MOST 24 /* that are looked through: 8 functions, and what stands between them */
-#define TAGS 7ULL      /* bits of a reference that are none of the address's, from 3.14 on */
 
 enum queued {
 	QUEUED_NOT = 0,
@@ -95,20 +156,12 @@ enum queued {
  */
 static __always_inline int queued(const struct runtime *runtime, __u64 state, __u64 *request)
 {
-	__u64 frame = 0, code, name, text[2] = {};
+	__u64 frame = frame_of(runtime, state), text[2];
 	int i, begun = 0, begins, comes;
 
 	*request = 0;
-	bpf_probe_read_user(&frame, sizeof(frame), (void *)(state + runtime->frame));
-	if (runtime->cframe)
-		bpf_probe_read_user(&frame, sizeof(frame), (void *)(frame + runtime->cframe - 1));
 	for (i = 0; i < FRAMES_MOST && frame; i++) {
-		if (bpf_probe_read_user(&code, sizeof(code),
-					(void *)(frame + runtime->frame_code)) ||
-		    bpf_probe_read_user(&name, sizeof(name),
-					(void *)((code & ~TAGS) + runtime->code_name)) ||
-		    bpf_probe_read_user(text, 15, (void *)(name + runtime->text)))
-			text[0] = 0; /* it is no function's */
+		frame_name(runtime, frame, text);
 		if (text[0] == WORD('_', 'r', 'e', 'l', 'e', 'a', 's', 'e') &&
 		    (text[1] & LOW_BYTES(7)) == WORD('_', 'f', 'e', 't', 'c', 'h', 0, 0))
 			return begun ? QUEUED_OUT : QUEUED_NOT;

@@ -21,7 +21,10 @@ static __always_inline int turn(void)
 	if (!thread)
 		return 0;
 	thread->last.id = 0;
-	thread->accepted = 0;
+	/* a loop may go on with what it accepted in a later turn, but then in the same context */
+	if (thread->accepted_told || !thread->accepted_in)
+		thread->accepted = 0;
+	thread->accepts = thread->made = thread->made_for = 0;
 	thread->messages = 0;
 	if (thread->in_hand.count)
 		thread->polled = 1;
@@ -256,27 +259,78 @@ static __always_inline int jvm_marks(const struct pt_regs *regs)
 
 /* ---- CPython ---------------------------------------------------------------------------- */
 
-/* The thread that accepts a socket, if that can tell something: nothing is accepted yet. */
+/* The thread that accepts a socket, if that can tell something. */
 static __always_inline struct thread *accepting(void)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	__u32 tgid = pid_tgid >> 32;
 	struct runtime *runtime = cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
-	struct thread *thread;
 
 	if (!runtime || runtime->kind != RUNTIME_CPYTHON)
 		return NULL;
-	thread = thread_make((__u32)pid_tgid);
-	if (thread)
-		thread->accepted = 0;
-	return thread;
+	return thread_make((__u32)pid_tgid);
 }
 
-/* A socket is accepted: the contexts made in this turn belong to it. */
+static __always_inline __u64 accepted_key(__u32 tid, __u16 number)
+{
+	return (__u64)tid << 32 | number % ACCEPTED_MOST;
+}
+
+/*
+ * A socket is accepted: the contexts that are made from now on where it was accepted belong to
+ * it. Where nothing ran then (uvloop), those that are made in this turn, by connection_made():
+ * all that comes is accepted and read first, and then the protocols are told of their
+ * connections, one after the other.
+ */
 static __always_inline void accepted(struct thread *thread, const struct io *io)
 {
-	thread->accepted = io->sk;
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u32 tgid = pid_tgid >> 32, in = 0;
+	struct context_key key = { accepted_key((__u32)pid_tgid, thread->accepts), tgid, ACCEPTED };
+	struct context which = { .cause = { .sk = io->sk, .index = io->ino } };
+	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+
+	if (runtime && runtime->interpreter)
+		in = context_mark(python_context(runtime, thread));
+	if (thread->accepted && !thread->accepted_told && in == thread->accepted_in)
+		thread->accepted = SEVERAL;
+	else
+		thread->accepted = io->sk;
 	thread->accepted_ino = io->ino;
+	thread->accepted_in = in;
+	thread->accepted_told = 0;
+	if (in)
+		return;
+	bpf_map_update_elem(&contexts, &key, &which, BPF_ANY);
+	thread->accepts++;
+}
+
+/* connection_made() has been called for a transport: of which of the sockets of this turn? */
+static __always_inline void made(struct thread *thread, __u32 transport, struct context *copy)
+{
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	struct context_key key = { .tgid = pid_tgid >> 32, .kind = ACCEPTED };
+	struct context *which;
+
+	if (transport != thread->made_for)
+		thread->made++;
+	thread->made_for = transport;
+	key.context = accepted_key((__u32)pid_tgid, thread->made - 1);
+	which = bpf_map_lookup_elem(&contexts, &key);
+	if (which && thread->made <= thread->accepts &&
+	    thread->accepts - thread->made < ACCEPTED_MOST)
+		copy->cause = which->cause;
+	else
+		copy->channel = NOBODYS;
+}
+
+/* Is what begins now begun for the request that this turn began with? */
+static __always_inline int for_request(const struct thread *thread, __u32 mark, int known)
+{
+	/* a loop may begin tasks for others in this turn, too, each from its own (trio) */
+	if (!thread->request || (thread->read_in && thread->read_in != mark))
+		return 0;
+	return thread->messages == 1 ? !known : !thread->doubt;
 }
 
 /*
@@ -291,8 +345,9 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	struct runtime *runtime;
 	struct thread *thread;
 	struct context copy = {}, *before;
-	int known = 0, passes = QUEUED_NOT;
-	__u64 request = 0;
+	int known = 0, passes = QUEUED_NOT, called = CALLED_NOT;
+	__u64 request = 0, transport = 0;
+	__u32 mark;
 
 	if (!cfg_ready || !RETURNED(ctx))
 		return;
@@ -301,10 +356,13 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	if (!thread || !runtime || runtime->kind != RUNTIME_CPYTHON)
 		return;
 	key.context = python_context(runtime, thread);
+	mark = context_mark(key.context);
 	if (key.context)
 		known = context_cause(&key, &copy.cause);
-	if (runtime->frame)
+	if (runtime->frame && runtime->tornado)
 		passes = queued(runtime, thread->python, &request);
+	if (runtime->frame && !copy.cause.sk && thread->accepted && !thread->accepted_in)
+		called = protocol_called(runtime, thread->python, &transport);
 	if (passes == QUEUED_OUT) {
 		struct context_key waited = { request, tgid, REQUEST };
 
@@ -317,11 +375,19 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 		bpf_map_delete_elem(&contexts, &waited);
 	} else if (known == NOBODYS) {
 		copy.channel = NOBODYS;
-	} else if (!copy.cause.sk && thread->accepted) {
-		copy.cause.sk = thread->accepted;
-		copy.cause.index = thread->accepted_ino;
-	} else if (!copy.cause.sk && thread->request &&
-		   (thread->messages == 1 ? !known : !thread->doubt)) {
+	} else if (copy.cause.sk) {
+		/* it runs for whom the current one does */
+	} else if (called == CALLED_MADE) {
+		made(thread, context_mark(transport), &copy);
+	} else if (thread->accepted && called == CALLED_NOT &&
+		   (!thread->accepted_in || thread->accepted_in == mark)) {
+		/* in uvloop's turn, what was heard since may be meant, or another of several */
+		if (thread->accepted_in || (!thread->messages && thread->accepted != SEVERAL)) {
+			copy.cause.sk = thread->accepted;
+			copy.cause.index = thread->accepted_ino;
+			thread->accepted_told = 1;
+		}
+	} else if (for_request(thread, mark, known)) {
 		copy.cause = thread->last;
 	}
 	if (thread->request == REQUEST_READ) {
@@ -330,6 +396,8 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 			thread->doubt--;
 	}
 	key.context = RETURNED(ctx);
+	if (thread->accepted_in == context_mark(key.context)) /* that one is gone */
+		thread->accepted = 0;
 	bpf_map_update_elem(&contexts, &key, &copy, BPF_ANY);
 	if (passes == QUEUED_IN) { /* the timer's copy runs for whom the request will */
 		key.context = request;

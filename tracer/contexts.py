@@ -36,7 +36,7 @@ from tracer.spans import Resource
 
 # enum runtime_kind and struct runtime of ebpf/maps.bpf.h; a test keeps both equal.
 THREADS, CPYTHON, GO, NODE, OPAQUE = range(1, 6)
-RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQIIIHHHHHHHHH10x")
+RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQIIIHHHHHHHHHH8x")
 
 _TRANSPORT = f"{GRPC}/internal/transport"
 _ROUND_TRIP = "net/http.(*persistConn).roundTrip"
@@ -72,18 +72,17 @@ _NOBODY = 0  # no process: wakes the thread up
 
 
 def value_of(
-    found: Found, *, frames: bool = True, serves: bool = False, mixes: bool = False
+    found: Found, *, tornado: bool = True, serves: bool = False, mixes: bool = False
 ) -> bytes:
     """Return what the kernel is told of a process: struct runtime.
 
-    frames: of CPython, its calls must be looked at. serves: it has read a request. mixes: its
-    contexts tell nothing.
+    tornado: it may have loaded that. serves: it has read a request. mixes: its contexts tell
+    nothing.
     """
     match found.runtime:
         case CPython() if mixes:
             return _packed(OPAQUE, serves=serves)
         case CPython() as python:
-            stack = dataclasses.astuple(python.frames) if frames else (0,) * 7
             return _packed(
                 CPYTHON,
                 interpreter=python.runtime_addr + python.interpreters_main,
@@ -96,7 +95,12 @@ def value_of(
                 ),
                 rest=(python.runtime_size, python.runtime_addr, python.context_entered),
                 serves=serves,
-                objects=(python.ob_type, python.tp_name, *stack),
+                objects=(
+                    python.ob_type,
+                    python.tp_name,
+                    *dataclasses.astuple(python.frames),
+                    tornado and python.frames.frame != 0,
+                ),
             )
         case Go() as go:
             return _packed(GO, go=_go(go), serves=serves)
@@ -120,7 +124,7 @@ def _packed(
     rest: Sequence[int] = (0,) * 3,
     event_loop: int = 0,
     serves: bool = False,
-    objects: Sequence[int] = (0,) * 9,
+    objects: Sequence[int] = (0,) * 10,
 ) -> bytes:
     return RUNTIME.pack(interpreter, kind, *python, *go, *rest, event_loop, serves, *objects)
 
@@ -279,14 +283,14 @@ class Contexts:
 
         What it knows already stays untouched: requests are being served meanwhile.
         """
-        key, known, serves, frames = struct.pack("=I", pid), None, False, True
+        key, known, serves, tornado = struct.pack("=I", pid), None, False, True
         with contextlib.suppress(OSError):
             known = sys.map_lookup(self._map, key, RUNTIME.size)
             serves = bool(RUNTIME.unpack(known)[_SERVES])
         if has and loads and known:
             # As long as it may yet load tornado before it serves, it counts as if it had.
-            frames = has.tornado or not (serves or loads == len(_LOADS))
-        told = functools.partial(value_of, found, frames=frames, mixes=bool(has and has.mixes))
+            tornado = has.tornado or not (serves or loads == len(_LOADS))
+        told = functools.partial(value_of, found, tornado=tornado, mixes=bool(has and has.mixes))
         if told(serves=serves) != known:
             # It may have begun to serve since.
             sys.map_update(self._map, key, told(serves=known is not None))

@@ -89,10 +89,12 @@ def _python(
 
 # Modules that services import.
 FLASK, GUNICORN = "flask requests", "flask requests gunicorn"
-ASGI, ASGI_UVLOOP = "fastapi httpx uvicorn", "fastapi httpx httptools uvicorn uvloop"
+ASGI = "fastapi httpx hypercorn trio uvicorn"
+ASGI_UVLOOP = f"{ASGI} httptools uvloop"
 PACKAGES = (
     *("flask", "werkzeug", "gunicorn", "gevent", "requests"),
-    *("fastapi", "starlette", "uvicorn", "httpx", "uvloop", "httptools", "aiohttp", "tornado"),
+    *("fastapi", "starlette", "uvicorn", "hypercorn", "httpx", "uvloop", "httptools", "trio"),
+    *("aiohttp", "tornado"),
 )
 
 PYTHON = (
@@ -113,6 +115,9 @@ PYTHON = (
     _python(LOOPS, "fastapi-httpx-tasks", _script("asgi_service", "task"), ASGI, calls=3),
     _python(LOOPS, "fastapi-httpx-reset", _script("asgi_service", "reset"), ASGI),
     _python(LOOPS, "fastapi-httpx-reset-3", _script("asgi_service", "reset task"), ASGI, calls=3),
+    _python(LOOPS, "fastapi-hypercorn", _script("asgi_service", "hypercorn"), ASGI),
+    _python(LOOPS, "fastapi-trio", _script("asgi_service", "hypercorn trio"), ASGI),
+    _python(LOOPS, "fastapi-trio-3", _script("asgi_service", "hypercorn trio"), ASGI, calls=3),
     _python(LOOPS, "fastapi-httpx-4-connections", _script("asgi_service", "pool"), ASGI),
     _python(LOOPS, "fastapi-httpx-background", _script("asgi_service", "background"), ASGI),
     _python(LOOPS, "aiohttp", _script("aiohttp_service"), "aiohttp"),

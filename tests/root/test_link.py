@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import os
 import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -59,6 +60,7 @@ CASES = (
     Case("fastapi-executor", "queue"),
     Case("fastapi-httpx", "context"),
     Case("fastapi-httpx-reset-3", "context"),
+    Case("fastapi-trio-3", "context"),
     Case("aiohttp-gather-3", "context"),
     Case("tornado-3", "context"),
     Case("tornado-10-clients-3", "context"),
@@ -346,6 +348,42 @@ def test_contexts_are_used_again(tracer: Tracer, tmp_path: Path) -> None:
             found = measure(tracer, running, 3_100_000 + turn, 16, 8, settle=False)
             assert found.all_right(), found.counts
             assert by(found.counts) == {"context"}
+
+
+@pytest.mark.parametrize(
+    "name", ["aiohttp", "aiohttp-uvloop", "fastapi-httpx-uvloop", "fastapi-trio", "tornado"]
+)
+def test_accepted_and_read_at_once(tracer: Tracer, tmp_path: Path, name: str) -> None:
+    """A loop that was held up accepts several connections, and reads requests of others, in the
+    same turn: which contexts are made for what?
+    """
+    with services(called(name), tmp_path) as running, ExitStack() as stack:
+        warm(tracer, running, 5_000_000)
+        mark = tracer.mark()
+        connections: list[http.client.HTTPConnection] = []
+        ids: list[str] = []
+        for turn in range(4):
+            os.kill(running.front.pid, signal.SIGSTOP)
+            try:
+                for _ in range(4):
+                    connection = http.client.HTTPConnection(
+                        "127.0.0.1", running.port, timeout=DEADLINE
+                    )
+                    stack.callback(connection.close)
+                    connection.connect()
+                    connections.append(connection)
+                here = [f"held{turn}x{at}" for at in range(len(connections))]
+                for at, (connection, id) in enumerate(zip(connections, here, strict=True)):
+                    connection.request("GET", f"/t/{id}?d={5 + at}")
+            finally:
+                os.kill(running.front.pid, signal.SIGCONT)
+            for connection, id in zip(connections, here, strict=True):
+                assert connection.getresponse().read().strip() == id.encode()
+            ids += here
+        ports = frozenset(port_of(connection) for connection in connections)
+        found = verdict(tracer, running, mark, tuple(ids), ports)
+    assert found.all_right(), found.counts
+    assert by(found.counts) == {"context"}
 
 
 def test_pipelined_requests_of_a_goroutine(tracer: Tracer, tmp_path: Path) -> None:

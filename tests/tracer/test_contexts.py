@@ -106,7 +106,7 @@ def test_packing_equals_the_struct() -> None:
     assert fields is not None and dtype.itemsize == RUNTIME.size
     codes = {"Q": ("u", 8), "I": ("u", 4), "i": ("i", 4), "H": ("u", 2)}
     at, packed = 0, []
-    for code in RUNTIME.format.lstrip("=").replace("10x", ""):
+    for code in RUNTIME.format.lstrip("=").replace("8x", ""):
         packed.append((at, *codes[code]))
         at += codes[code][1]
     ours = [(at, info.kind, info.itemsize) for info, at, *_ in fields.values()]
@@ -165,7 +165,14 @@ def test_cpython() -> None:
         "frame_locals": 72,
         "code_name": 120,
         "text": 40,
+        "tornado": 1,
     }
+
+
+def test_cpython_that_serves_and_has_not_loaded_tornado() -> None:
+    dtype = struct_dtype(read_object(OBJECT).btf, "runtime")
+    row = np.frombuffer(value_of(found(CPYTHON), tornado=False), dtype=dtype)[0]
+    assert (row["tornado"], row["frame"]) == (0, 56)
 
 
 def test_cpython_whose_threads_are_in_a_list_alone() -> None:

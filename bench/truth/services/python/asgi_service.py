@@ -1,21 +1,28 @@
-"""FastAPI or Starlette under uvicorn, calling with httpx.
+"""FastAPI or Starlette under uvicorn or hypercorn, calling with httpx.
 
 MODE, words: "uvloop" for that event loop; "httptools" for that parser; "sync" for an endpoint
 on Starlette's threads, with httpx's blocking client; "to_thread" for an asynchronous endpoint
 that has a thread make the blocking call; "executor" for one that has a thread do so that is told
 no context; "pool" for a client of 4 connections; "sleep" to sleep
 first; "task" for a task of its own for each call; "background" to answer first, and call then;
-"reset" for uvicorn to begin each request in an empty context rather than in a copy.
+"reset" for uvicorn to begin each request in an empty context rather than in a copy;
+"hypercorn" for that server, and "trio" for it on that event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import anyio
 import httpx
+import hypercorn
+import hypercorn.asyncio
+import hypercorn.trio
+import trio
 import uvicorn
 from contract import MODE, POOL, PORT, ready, targets
 from fastapi import BackgroundTasks, FastAPI
@@ -63,6 +70,10 @@ async def front(id: str, d: str, later: BackgroundTasks) -> str:
     elif "task" in WORDS:
         for task in [asyncio.create_task(client.get(url)) for url in urls]:
             (await task).raise_for_status()
+    elif "trio" in WORDS:
+        async with anyio.create_task_group() as group:
+            for url in urls:
+                group.start_soon(client.get, url)
     elif len(urls) == 1:
         (await client.get(urls[0])).raise_for_status()
     else:
@@ -83,7 +94,22 @@ class Server(uvicorn.Server):
         ready()
 
 
+def serve_by_hypercorn() -> None:
+    listening = socket.create_server(("127.0.0.1", PORT), backlog=1024)
+    config = hypercorn.Config()
+    config.bind = [f"fd://{listening.fileno()}"]
+    config.accesslog = config.errorlog = None
+    ready()  # whoever connects now waits
+    if "trio" in WORDS:
+        trio.run(hypercorn.trio.serve, api, config)
+    else:
+        asyncio.run(hypercorn.asyncio.serve(api, config))
+
+
 if __name__ == "__main__":
+    if "hypercorn" in WORDS:
+        serve_by_hypercorn()
+        sys.exit()
     config = uvicorn.Config(
         Starlette(routes=[Route("/t/{id}", front_sync)]) if "sync" in WORDS else api,
         host="127.0.0.1",
