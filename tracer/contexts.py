@@ -183,7 +183,7 @@ class Contexts:
         self._probed = Probed(self._runtimes)
         self._queue: queue.Queue[int] = queue.Queue(_QUEUE)
         self._later: list[tuple[float, int, int]] = []  # when, process, how often before
-        self._loads: list[tuple[float, int, int]] = []
+        self._loads: list[tuple[float, int, int, bytes]] = []  # when, process, how often, image
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="contexts", daemon=True)
         self._overlooked = 0
@@ -222,15 +222,16 @@ class Contexts:
             self._later = [entry for entry in self._later if entry[0] > now]
             for _, pid, tried in due:
                 self._look(pid, tried)
-            due = [entry for entry in self._loads if entry[0] <= now]
+            loaded = [entry for entry in self._loads if entry[0] <= now]
             self._loads = [entry for entry in self._loads if entry[0] > now]
-            for _, pid, loads in due:
-                self._look(pid, 0, loads)
+            for _, pid, loads, image in loaded:
+                self._look(pid, 0, loads, image)
                 for child in _children(pid):  # those that it forked inherited what it was
-                    self._look(child, 0, loads, child=True)
+                    self._look(child, 0, loads, image, child=True)
             if now >= self._probed.due:
                 self._probed.sweep()
-            at = min([self._probed.due, *(entry[0] for entry in self._later + self._loads)])
+            later = [entry[0] for entry in self._later] + [entry[0] for entry in self._loads]
+            at = min([self._probed.due, *later])
             try:
                 pid = self._queue.get(timeout=max(0.0, at - time.monotonic()))
             except queue.Empty:
@@ -241,13 +242,19 @@ class Contexts:
             for each in (pid, *_children(pid)):
                 self._look(each, 0)
 
-    def _look(self, pid: int, tried: int, loads: int = 0, child: bool = False) -> None:
+    def _look(
+        self, pid: int, tried: int, loads: int = 0, image: bytes = b"", *, child: bool = False
+    ) -> None:
         """Look at a process.
 
         tried, loads: how often that was done, since its interpreter began to start, and since it
-        had. child: it has an entry in neither list, but somebody it was forked by.
+        had. image: that it had then, or, child, whoever it was forked by; that has an entry in
+        self._loads, and the child none. One with another image by now is looked at for its exec.
         """
-        found = self._runtimes.look(pid, again=True)
+        has = modules.loaded(pid) if loads else None
+        if has and has.image != image:
+            return
+        found = self._runtimes.look(pid, again=not loads)
         if found is None:
             return
         if not found.ready:
@@ -259,7 +266,10 @@ class Contexts:
                 found.file,
                 f"contexts in {os.path.realpath(found.path)} can't be read: {found.reason}",
             )
-        has = modules.loaded(pid) if isinstance(found.runtime, CPython) else None
+        if isinstance(found.runtime, CPython):
+            has = has or modules.loaded(pid)
+        else:
+            has = None
         try:
             if found.first:
                 self._probe(found)
@@ -272,7 +282,7 @@ class Contexts:
             self._probe_queue(has.queue)
         self._probed.uses(pid, found.file, *((has.queue[0],) if has and has.queue else ()))
         if has and loads < len(_LOADS) and not child:
-            self._loads.append((time.monotonic() + _LOADS[loads], pid, loads + 1))
+            self._loads.append((time.monotonic() + _LOADS[loads], pid, loads + 1, has.image))
         try:
             self._tell(pid, found, has, loads)
         except OSError as error:

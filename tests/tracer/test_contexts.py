@@ -25,8 +25,10 @@ from tracer.kernel import uprobes
 from tracer.kernel.layout import read_object, struct_dtype
 from tracer.kernel.loader import Kernel
 from tracer.protocols.base import Processes
+from tracer.runtimes import modules
 from tracer.runtimes.cpython import CPython, Frames
 from tracer.runtimes.golang import GRPC, WANTED_FUNCTIONS, WANTED_MEMBERS, Go
+from tracer.runtimes.modules import Modules
 from tracer.runtimes.node import Node
 from tracer.runtimes.pclntab import Function
 from tracer.runtimes.watch import FileId, Found, Runtimes
@@ -278,7 +280,7 @@ class Looked:
         monkeypatch.setattr(uprobes, "take_off", self.take_off)
         monkeypatch.setattr(os, "listdir", self.listdir)
         monkeypatch.setattr(contexts, "_children", lambda pid: self.children.get(pid, []))
-        monkeypatch.setattr(Runtimes, "look", lambda _, pid, again: self.look(pid))
+        monkeypatch.setattr(Runtimes, "look", lambda _, pid, again=False: self.look(pid))
         self.contexts = Contexts(cast(Kernel, FakeKernel()), self.said.append)
 
     def listdir(self, path: str) -> list[str]:
@@ -486,6 +488,27 @@ def test_a_process_that_turns_out_to_be_another_may_serve_by_now(looked: Looked)
     looked.contexts.start()
     looked.contexts.close()
     assert looked.known == {11: value_of(found(NODE), serves=True)}
+
+
+def test_what_a_process_has_loaded_since_is_told(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of itself and of those it forked; not of what has been exec'ed by then."""
+    serves = {pid: value_of(found(CPYTHON), serves=True) for pid in (11, 12, 13)}
+    without = {pid: value_of(found(CPYTHON), tornado=False, serves=True) for pid in serves}
+    images = {11: b"one", 12: b"one", 13: b"one"}
+    monkeypatch.setattr(contexts, "_LOADS", (0.0,))
+    monkeypatch.setattr(modules, "loaded", lambda pid: Modules(image=images[pid]))
+    looked.children = {11: [12, 13]}
+    looked.contexts.start()
+    looked.answers = {pid: [found(CPYTHON)] for pid in serves}
+    looked.known = dict(serves)
+    looked.contexts._look(11, 0)
+    images[13] = b"another"
+    looked.contexts.exec(99)  # wakes it up
+    looked.wait(lambda: len(looked.updates) == 2)
+    looked.contexts.close()
+    assert looked.known == {11: without[11], 12: without[12], 13: serves[13]}
 
 
 def test_children_are_found() -> None:

@@ -50,13 +50,19 @@ def mappings(pid: int, root: Path = Path("/proc")) -> list[Mapping]:
     text = (root / str(pid) / "maps").read_text(encoding="utf-8", errors="surrogateescape")
     for line in text.splitlines():
         parts = line.split(None, 5)
-        if len(parts) < 6 or not parts[5].startswith("/"):
-            continue
-        start, _, end = parts[0].partition("-")
-        place = int(start, 16), int(end, 16), int(parts[2], 16)
-        where = Mapping(*place, parts[5], int(parts[4]))
-        seen.setdefault((parts[3], parts[4]), where)
+        if len(parts) == 6 and parts[5].startswith("/"):
+            seen.setdefault((parts[3], parts[4]), _mapping(parts))
     return list(seen.values())
+
+
+def mapping(line: str) -> Mapping:
+    """Return the mapping of a file that a line of /proc/PID/maps tells of."""
+    return _mapping(line.split(None, 5))
+
+
+def _mapping(parts: list[str]) -> Mapping:
+    start, _, end = parts[0].partition("-")
+    return Mapping(int(start, 16), int(end, 16), int(parts[2], 16), parts[5], int(parts[4]))
 
 
 class Memory:
