@@ -9,9 +9,16 @@ import pytest
 from tests.tracer.http2_wire import CALL, DONE, GET, OK, Pairs, Rows, Wire, feed, one
 from tests.tracer.records import attributes_of, shapes_of
 from tracer.flow import End, Family, Flag, Role
+from tracer.protocols import http2_batch
 from tracer.spans import KIND_CLIENT, KIND_SERVER, STATUS_ERROR, STATUS_UNSET
 
 ABSENT = object()
+
+
+@pytest.fixture(autouse=True, params=[1 << 30, 1], ids=["walked", "in columns"])
+def min_records(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have few records read in either way."""
+    monkeypatch.setattr(http2_batch, "MIN_RECORDS", request.param)
 
 
 # HTTP.

@@ -21,10 +21,16 @@ from tests.tracer.records import (
     shapes_of,
 )
 from tracer.flow import SHED, Flag, Kind, Protocol, Role
-from tracer.protocols import http2
+from tracer.protocols import http2_batch, http2_streams
 from tracer.protocols.base import Settings, Shapes
 from tracer.protocols.http2 import Http2
 from tracer.spans import KIND_CLIENT, KIND_SERVER, STATUS_UNSET
+
+
+@pytest.fixture(autouse=True, params=[1 << 30, 1], ids=["walked", "in columns"])
+def min_records(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have few records read in either way."""
+    monkeypatch.setattr(http2_batch, "MIN_RECORDS", request.param)
 
 
 def test_a_hundred_streams_interleaved() -> None:
@@ -202,18 +208,19 @@ def test_late_trailers_of_a_request_do_no_harm() -> None:
 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http2, "MAX_STREAMS", 10)
-    monkeypatch.setattr(http2, "MAX_CONNECTIONS", 5)
-    monkeypatch.setattr(http2, "MAX_OPEN_STREAMS", 30)
+    monkeypatch.setattr(http2_streams, "MAX_STREAMS", 10)
+    monkeypatch.setattr(http2_streams, "MAX_CONNECTIONS", 5)
+    monkeypatch.setattr(http2_streams, "MAX_OPEN_STREAMS", 30)
     decoder = Http2(Shapes(Processes(), 99), Routes(), Settings())
     for number in range(20):
         wire = Wire(conn_id=number)
         records = batch_of(*(row for stream in range(1, 61, 2) for row in wire.ask(stream, GET)))
         decoder.columns(records, np.ones(len(records), dtype=np.uint64))
-        assert len(decoder._connections) <= 5
-        kept = [len(one.streams) for one in decoder._connections.values()]
-        assert max(kept) <= 10 and sum(kept) == decoder._open_streams <= 40
-    assert decoder.losses()["stream_forgotten"] == 20 * 30 - decoder._open_streams
+        connections = decoder._connections
+        assert len(connections.of) <= 5
+        kept = [len(one.streams) for one in connections.of.values()]
+        assert max(kept) <= 10 and sum(kept) == connections.open_streams <= 40
+    assert decoder.losses()["stream_forgotten"] == 20 * 30 - connections.open_streams
     # A connection that may be one of those forgotten is not taken for a new one.
     wire = Wire(conn_id=99)
     wire.ask(1, GET)
@@ -223,7 +230,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_block_that_is_too_long_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http2, "MAX_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(http2_streams, "MAX_BLOCK_BYTES", 1000)
     wire = Wire()
     rows = wire.ask(1, [*GET, ("x-long", "\x01" * 2000)])
     rows += wire.answer(1, [(":status", "200")]) + wire.over(1)

@@ -20,6 +20,7 @@ up to MAX_TABLE_BYTES, and beyond it the state becomes tolerant.
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Generic, TypeVar
 
 from hpack.exceptions import HPACKError
@@ -42,6 +43,8 @@ _ENTRY_BYTES = 512  # of objects around an entry, roughly
 
 _STATIC: tuple[tuple[bytes, bytes], ...] = HeaderTable.STATIC_TABLE
 
+_numbers = count(1)
+
 Headers = tuple[tuple[bytes, bytes], ...]
 _T = TypeVar("_T")
 
@@ -49,7 +52,7 @@ _T = TypeVar("_T")
 class State(Generic[_T]):
     """The dynamic table of one direction at one moment, and what blocks lead away from it."""
 
-    __slots__ = ("bytes", "entries", "failed", "max_bytes", "memo", "tolerant")
+    __slots__ = ("bytes", "entries", "failed", "max_bytes", "memo", "number", "tolerant")
 
     def __init__(
         self, entries: Headers, used: int, max_bytes: int, tolerant: bool, failed: bool = False
@@ -60,6 +63,7 @@ class State(Generic[_T]):
         self.tolerant = tolerant
         self.failed = failed
         self.memo: dict[bytes, tuple[_T, State[_T]]] = {}
+        self.number = next(_numbers)  # no other state has it, ever
 
 
 class Hpack(Generic[_T]):
