@@ -74,7 +74,7 @@ enum flow_flag {
 	FLOW_FLAG_MORE = 32,	   /* the block goes on in the next record */
 	FLOW_FLAG_END_STREAM = 64, /* RFC 9113 section 5.1 */
 	FLOW_FLAG_RESPONSE = 128,  /* the server sent it */
-	FLOW_FLAG_PROMISE = 256,   /* of a PUSH_PROMISE */
+	FLOW_FLAG_SPANLESS = 256,  /* of a PUSH_PROMISE, or of a stream that found no room */
 	FLOW_FLAG_BROKEN = 512,	   /* blocks before this one were lost: the HPACK state with them */
 	FLOW_FLAG_IN_HAND = 1024,  /* a server's: its thread was noted as having it in hand */
 };

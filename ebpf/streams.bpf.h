@@ -162,6 +162,9 @@ GLOBAL_CONN(streams_end, (end, now), __u32 end, __u64 now)
 
 #endif
 
+/* From then on a block may be of a stream that isn't there; the look-up is spared till then. */
+__u32 streams_were_full = 0;
+
 /* The record that fragments of blocks are gathered in; it lives no longer than the I/O. */
 static __always_inline void block_reset(struct io *io)
 {
@@ -187,8 +190,9 @@ GLOBAL_CONN_IO(block_emit, (more), __u32 more)
 		flags |= FLOW_FLAG_MORE;
 	if (s->flags & H2_BLOCK_END)
 		flags |= FLOW_FLAG_END_STREAM;
-	if (s->flags & H2_BLOCK_PUSH)
-		flags |= FLOW_FLAG_PROMISE;
+	if (s->flags & H2_BLOCK_PUSH ||
+	    (streams_were_full && !stream_of(io->sk, s->own[H2_STREAM])))
+		flags |= FLOW_FLAG_SPANLESS;
 	if (c->t.old)
 		flags |= FLOW_FLAG_OLD;
 	if (c->lost & bit)
@@ -240,6 +244,7 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 	}
 	if (bpf_map_update_elem(&streams, &key, e, BPF_NOEXIST)) {
 		lose(FLOW_LOSS_STREAMS_FULL);
+		streams_were_full = 1;
 		return;
 	}
 	if (cfg_link && c->role == FLOW_CLIENT && !e->evidence) {

@@ -80,7 +80,7 @@ class Flag(IntFlag):
     MORE = 32
     END_STREAM = 64
     RESPONSE = 128
-    PROMISE = 256
+    SPANLESS = 256
     BROKEN = 512
     IN_HAND = 1024
 

@@ -79,7 +79,7 @@ def told(outcome: Outcome) -> list[Block | Done]:
                 continue
             assert "BROKEN" not in flags
             stream = int(record["stream_id"])
-            ended, promise = "END_STREAM" in flags, "PROMISE" in flags
+            ended, promise = "END_STREAM" in flags, "SPANLESS" in flags
             found.append(Block(stream, response, joined, ended, promise))
         elif record["kind"] == names.record_kind["EXCHANGE"]:
             if record["protocol"] == names.protocol["HTTP2"]:

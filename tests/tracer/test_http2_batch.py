@@ -103,7 +103,7 @@ class Traffic:
         stream = self._random.randrange(1, self._next[number] + 3)
         match self._random.randrange(6):
             case 0:
-                return wire.answer(stream, OK, Flag.PROMISE)
+                return wire.answer(stream, OK, Flag.SPANLESS)
             case 1:
                 return wire.answer(stream, DONE, Flag.BROKEN)
             case 2:

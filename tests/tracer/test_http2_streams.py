@@ -104,10 +104,30 @@ def test_a_table_size_update_in_between() -> None:
     assert names_of(feed(rows)) == ["shop.v1.Orders/Place"] * 5
 
 
+def test_streams_that_found_no_room_serve_the_table_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The kernel tells of no end of theirs, so they must not take the room of those it keeps."""
+    monkeypatch.setattr(http2_streams, "MAX_STREAMS", 4)
+    wire = Wire()
+    rows = [row for stream in (1, 3, 5, 7) for row in wire.ask(stream, GET)]
+    for stream in range(9, 41, 2):
+        rows += wire.ask(stream, [*GET, ("x-own", str(stream))], Flag.SPANLESS)
+        rows += wire.answer(stream, [*OK, ("x-own", str(stream))], Flag.SPANLESS)
+    for stream in (1, 3, 5, 7):
+        rows += wire.answer(stream, OK, Flag.END_STREAM)
+        rows += wire.over(stream)
+    reader = tracer()
+    batch = reader.feed(batch_of(*rows), 0)
+    assert names_of(batch) == ["GET /users/{id}"] * 4
+    assert "wirespan.incomplete" not in attributes_of(batch, 3)
+    assert not reader.losses()["stream_forgotten"]
+
+
 def test_a_promise_is_decoded_and_otherwise_ignored() -> None:
     wire = Wire()
     rows = wire.ask(1, GET)
-    rows += wire.answer(1, [(":method", "GET"), ("x-own", "1")], Flag.PROMISE)
+    rows += wire.answer(1, [(":method", "GET"), ("x-own", "1")], Flag.SPANLESS)
     rows += wire.answer(2, [(":status", "200"), ("x-own", "1")]) + wire.over(2)
     rows += wire.answer(1, [(":status", "200"), ("x-own", "1")]) + wire.over(1)
     reader = tracer()

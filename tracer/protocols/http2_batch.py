@@ -39,11 +39,11 @@ from tracer.records import take
 # Columns cost about as much as walking so many records, and have room for so many.
 MIN_RECORDS, MAX_RECORDS = 256, 1 << 16
 # Blocks remembered before all are forgotten.
-MAX_REMEMBERED = 1 << 14
+MAX_REMEMBERED = 1 << 13
 
 _BLOCK, _EXCHANGE, _CLOSED = int(Kind.BLOCK), int(Kind.EXCHANGE), int(Kind.CLOSED)
 _MORE, _RESPONSE = np.uint32(Flag.MORE), np.uint32(Flag.RESPONSE)
-_ODD = np.uint32(Flag.PROMISE | Flag.BROKEN)
+_ODD = np.uint32(Flag.SPANLESS | Flag.BROKEN)
 _END_STREAM, _OLD = int(Flag.END_STREAM), int(Flag.OLD)
 _ASK, _ANSWER, _END = 0, 1, 2
 

@@ -26,7 +26,7 @@ MAX_BLOCK_BYTES = 1 << 18
 
 # Plain numbers, since an IntEnum is slow to compare with.
 _BLOCK, _EXCHANGE, _CLOSED = int(Kind.BLOCK), int(Kind.EXCHANGE), int(Kind.CLOSED)
-_MORE, _PROMISE, _BROKEN = int(Flag.MORE), int(Flag.PROMISE), int(Flag.BROKEN)
+_MORE, _SPANLESS, _BROKEN = int(Flag.MORE), int(Flag.SPANLESS), int(Flag.BROKEN)
 _PARTLY = _MORE | _BROKEN
 _RESPONSE, _END_STREAM, _OLD = int(Flag.RESPONSE), int(Flag.END_STREAM), int(Flag.OLD)
 
@@ -168,11 +168,13 @@ class Connections:
                 block = text[start:stop]
                 if flags & _RESPONSE:
                     response = connection.responses.take(flags, block)
-                    if response is not None and not flags & _PROMISE:
+                    if response is not None and not flags & _SPANLESS:
                         self.answer(connection, stream_id, flags, response)
                     continue
                 request = connection.requests.take(flags, block)
-                if request is None or self._ask(connection, stream_id, request):
+                if request is None or flags & _SPANLESS:
+                    continue
+                if self._ask(connection, stream_id, request):
                     continue
                 block = connection.requests.block
                 self._forgotten += self.drop(number)
