@@ -101,7 +101,7 @@ class Runtimes:
                 self._reported.add(found.file)
             else:
                 found = _not_first(found)
-            self._processes[pid] = found
+            self._processes[pid] = _not_first(found)  # by the next time it isn't
             self._processes.move_to_end(pid)
             while len(self._processes) > MAX_PROCESSES:
                 self._processes.popitem(last=False)
