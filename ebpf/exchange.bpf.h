@@ -114,7 +114,7 @@ static __always_inline __u64 ring_flags(void)
  * Hand a record to user space, of its text only what is in use: what is copied costs more than
  * all else here, and what the ring holds beyond it means nothing. Returns 0 if it is lost.
  */
-static __always_inline int hand_over(const struct flow_record *r)
+static __always_inline int hand_over_by(const struct flow_record *r, __u64 flags)
 {
 	struct flow_record *to;
 	__u32 n, i;
@@ -132,8 +132,13 @@ static __always_inline int hand_over(const struct flow_record *r)
 		((struct word *)to->text)[i].v = ((const struct word *)r->text)[i].v;
 		barrier(); /* no call of memcpy() */
 	}
-	bpf_ringbuf_submit(to, ring_flags());
+	bpf_ringbuf_submit(to, flags);
 	return 1;
+}
+
+static __always_inline int hand_over(const struct flow_record *r)
+{
+	return hand_over_by(r, ring_flags());
 }
 
 /* The strings so far are over with. */

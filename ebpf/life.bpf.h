@@ -191,6 +191,26 @@ int process_fork(struct bpf_raw_tracepoint_args *ctx)
 	return 0;
 }
 
+/*
+ * An exec wakes the reader at once: what lives for a moment only is gone by its next visit, and
+ * with it the environment that names its service. But a host may exec all the time, and a visit
+ * costs about a millisecond: so many in a row, and one each so often.
+ */
+#define EXEC_WAKES 8
+#define EXEC_WAKE_NS 100000000ULL
+
+__u64 exec_wake_due_ns = 0;
+
+static __always_inline __u64 exec_flags(__u64 now)
+{
+	if (exec_wake_due_ns + EXEC_WAKES * EXEC_WAKE_NS < now)
+		exec_wake_due_ns = now - EXEC_WAKES * EXEC_WAKE_NS;
+	if (exec_wake_due_ns > now)
+		return ring_flags();
+	exec_wake_due_ns += EXEC_WAKE_NS;
+	return BPF_RB_FORCE_WAKEUP;
+}
+
 /* Raw arguments: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm. */
 SEC("raw_tp/sched_process_exec")
 int process_exec(struct bpf_raw_tracepoint_args *ctx)
@@ -233,7 +253,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 		r->fields[FLOW_TEXT_ARGV].len = n;
 		r->text_len = len + n;
 	}
-	if (hand_over(r))
+	if (hand_over_by(r, exec_flags(r->start_ns)))
 		count(FLOW_COUNT_EXECS, 1);
 	return 0;
 }

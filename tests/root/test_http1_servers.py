@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,22 @@ def test_curl_processes_that_live_a_few_milliseconds(watch: Watch, nginx: Nginx)
     assert {span.resource["service.name"] for span in clients} == {"curl"}
     assert len({span.resource["process.pid"] for span in clients}) == count
     assert {span.resource["service.name"] for span in spans.of(SERVER)} == {"nginx"}
+
+
+BRIEF = "import sys, urllib.request as http; http.urlopen(sys.argv[1]).read()"
+
+
+def test_a_process_that_lives_for_a_moment_names_itself(watch: Watch, nginx: Nginx) -> None:
+    """Its environment is read while it is there, however long nothing had happened before."""
+    path = unique()
+    for turn in range(4):
+        time.sleep(1.5)  # the tracer's visits to the ring have become rare
+        names = {**os.environ, "OTEL_SERVICE_NAME": f"brief-{turn}"}
+        url = f"http://127.0.0.1:{nginx.port}{path}/{turn}"
+        run([sys.executable, "-c", BRIEF, url], env=names)
+    spans = watch.under(path, 8)
+    names_seen = sorted(span.resource["service.name"] for span in spans.of(CLIENT))
+    assert names_seen == [f"brief-{turn}" for turn in range(4)]
 
 
 def test_wrk(watch: Watch, nginx: Nginx) -> None:

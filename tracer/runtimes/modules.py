@@ -54,8 +54,8 @@ def loaded(pid: int) -> Modules:
                 queue = (status.st_dev, status.st_ino), path
     except OSError:
         return Modules()
-    image = text.partition(b"\n")[0] + _line(text, _IMAGE)
-    return Modules(_TORNADO in text, any(word in text for word in _CURL), queue, image)
+    curl = any(word in text for word in _CURL)
+    return Modules(_TORNADO in text, curl, queue, _line(text, _IMAGE))
 
 
 def _line(text: bytes, word: bytes) -> bytes:
