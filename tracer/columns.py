@@ -7,6 +7,7 @@ only strings whose hash is new are ever made into Python objects.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -152,6 +153,11 @@ class Table:
             left = ~won
             keys, values = keys[left], values[left]
             cells = cells[left] + 1 & self._mask
+
+    def learn(self, numbers: Mapping[int, int]) -> None:
+        """Put what was found key by key: distinct hashes and their numbers."""
+        keys = np.fromiter(numbers, dtype=np.uint64, count=len(numbers))
+        self.put(keys, np.array(list(numbers.values()), dtype=np.int32))
 
     def _cells(self, keys: U64) -> Rows:
         return (keys & np.uint64(self._mask)).astype(np.intp)

@@ -193,8 +193,7 @@ class Plain:
             places.append(known)
         place[missed] = places
         if new:
-            numbers = np.fromiter(new, dtype=np.uint64, count=len(new))
-            self._known.put(numbers, np.array(list(new.values()), dtype=np.int32))
+            self._known.learn(new)
 
     def _place(self, meaning: Meaning) -> int:
         # As long as it has a place it lives, and nothing else has its id.

@@ -136,8 +136,7 @@ class Http2:
         if new:
             if len(self._known) + len(new) > 4 * self._settings.max_shapes:
                 self._known.clear()
-            numbers = np.fromiter(new, dtype=np.uint64, count=len(new))
-            self._known.put(numbers, np.array(list(new.values()), dtype=np.int32))
+            self._known.learn(new)
         return found
 
     def _owners(self, exchanges: Records, process: U64, ended: Ended) -> U64:

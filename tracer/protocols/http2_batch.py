@@ -129,9 +129,7 @@ class Said:
 
     def learn(self, keys: U64, places: Sequence[int]) -> None:
         """Remember what blocks say that leave their state as it was."""
-        distinct = dict(zip(keys.tolist(), places, strict=True))
-        numbers = np.fromiter(distinct, dtype=np.uint64, count=len(distinct))
-        self._known.put(numbers, np.array(list(distinct.values()), dtype=np.int32))
+        self._known.learn(dict(zip(keys.tolist(), places, strict=True)))
 
     def _grow(self) -> None:
         new = self.made[len(self._number) :]
