@@ -95,7 +95,10 @@ GLOBAL_CONN(slot_free, (index), __u32 index)
 	return 0;
 }
 
-/* How a record is handed over. The reader polls by time; it is woken only if it lags. */
+/*
+ * How a record is handed over. The reader polls by time; it is woken only if it lags, and by an
+ * exec (exec_flags()).
+ */
 static __always_inline __u64 ring_flags(void)
 {
 	struct io *io = io_get();
@@ -112,7 +115,8 @@ static __always_inline __u64 ring_flags(void)
 
 /*
  * Hand a record to user space, of its text only what is in use: what is copied costs more than
- * all else here, and what the ring holds beyond it means nothing. Returns 0 if it is lost.
+ * all else here, and what the ring holds beyond it means nothing. flags: BPF_RB_*. Returns 0 if it
+ * is lost.
  */
 static __always_inline int hand_over_by(const struct flow_record *r, __u64 flags)
 {
