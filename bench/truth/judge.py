@@ -31,8 +31,8 @@ DEPTH = 64
 class Span:
     """What is read of a span. parent: "" for none; evidence: of its link to the parent.
 
-    pid: of the process whose span it is; peer_port: at the connection's other end; own: made by
-        that process itself, and not by the tracer.
+    pid: of the process whose span it is; peer_address, peer_port: of the connection's other end;
+        own: made by that process itself, and not by the tracer.
     """
 
     trace: str
@@ -40,6 +40,7 @@ class Span:
     parent: str
     kind: str
     pid: int
+    peer_address: str
     peer_port: int
     path: str
     evidence: str = ""
@@ -58,6 +59,7 @@ class Span:
             line["parent_span_id"],
             line["kind"],
             int(line["resource"].get("process.pid", 0)),
+            attributes.get("network.peer.address", ""),
             int(attributes.get("network.peer.port", 0)),
             path,
             attributes.get("wirespan.link.evidence", ""),
@@ -81,9 +83,8 @@ class Span:
 class Truth:
     """What happened: requests that reached the front service, and calls that each made.
 
-    load_ports: of the load's ends of its connections, which tell the front service's spans.
-        Which host and port a server span names is up to the request's Host field, so it tells
-        nothing.
+    load_address: where the load calls from, which tells the front service's spans. Which host
+        and port a server span names is up to the request's Host field, so it tells nothing.
     named: trace and parent that a request names itself, by its ID.
     """
 
@@ -92,7 +93,7 @@ class Truth:
     front_port: int
     upstream_port: int
     upstream_pid: int
-    load_ports: frozenset[int]
+    load_address: str
     named: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def place(self, span: Span) -> str:
@@ -103,7 +104,7 @@ class Truth:
             return {self.front_port: FRONT, self.upstream_port: UPSTREAM}.get(span.peer_port, "")
         if span.pid == self.upstream_pid:
             return UPSTREAM
-        return FRONT if span.peer_port in self.load_ports else ""
+        return FRONT if span.peer_address == self.load_address else ""
 
 
 # Kind, place, ID and number of the call.

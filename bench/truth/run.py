@@ -201,7 +201,7 @@ def run(
         front_port=port,
         upstream_port=upstream.port,
         upstream_pid=upstream.pid,
-        load_ports=done.ports,
+        load_address=load.ADDRESS,
         named={each: named(workload.header, each)[1:] for each in done.ids},
     )
     return Run(

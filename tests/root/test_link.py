@@ -151,7 +151,7 @@ def measure(
         header=workload.header,
     )
     assert not done.failed, f"{done.failed[:3]}\n{front.said()}"
-    return verdict(tracer, running, mark, done.ids, done.ports, settle)
+    return verdict(tracer, running, mark, done.ids, settle)
 
 
 def verdict(
@@ -159,7 +159,6 @@ def verdict(
     running: Running,
     mark: int,
     ids: tuple[str, ...],
-    ports: frozenset[int],
     settle: bool = True,
 ) -> Verdict:
     """Wait for the spans of requests that were answered, and judge them."""
@@ -184,7 +183,7 @@ def verdict(
         front_port=port,
         upstream_port=upstream.port,
         upstream_pid=upstream.pid,
-        load_ports=ports,
+        load_address=load.ADDRESS,
         named={each: named(workload.header, each)[1:] for each in ids},
     )
     # Between front and upstream there may be spans that tell no request.
@@ -366,9 +365,7 @@ def test_accepted_and_read_at_once(tracer: Tracer, tmp_path: Path, name: str) ->
             os.kill(running.front.pid, signal.SIGSTOP)
             try:
                 for _ in range(4):
-                    connection = http.client.HTTPConnection(
-                        "127.0.0.1", running.port, timeout=DEADLINE
-                    )
+                    connection = connected(running.port)
                     stack.callback(connection.close)
                     connection.connect()
                     connections.append(connection)
@@ -380,8 +377,7 @@ def test_accepted_and_read_at_once(tracer: Tracer, tmp_path: Path, name: str) ->
             for connection, id in zip(connections, here, strict=True):
                 assert connection.getresponse().read().strip() == id.encode()
             ids += here
-        ports = frozenset(port_of(connection) for connection in connections)
-        found = verdict(tracer, running, mark, tuple(ids), ports)
+        found = verdict(tracer, running, mark, tuple(ids))
     assert found.all_right(), found.counts
     assert by(found.counts) == {"context"}
 
@@ -393,7 +389,7 @@ def test_pipelined_requests_of_a_goroutine(tracer: Tracer, tmp_path: Path) -> No
     """
     with services(called("go-http"), tmp_path) as running, ExitStack() as stack:
         warm(tracer, running, 4_000_000)
-        connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=DEADLINE)
+        connection = connected(running.port)
         stack.callback(connection.close)
         ask(connection, "before")
         mark = tracer.mark()
@@ -406,8 +402,7 @@ def test_pipelined_requests_of_a_goroutine(tracer: Tracer, tmp_path: Path) -> No
             assert more, answers
             answers += more
         ask(connection, "after", 5)
-        ports = frozenset([port_of(connection)])
-        found = verdict(tracer, running, mark, (*ids, "after"), ports)
+        found = verdict(tracer, running, mark, (*ids, "after"))
     counts = found.counts
     assert counts.wrong == 0 and not counts.missing and not counts.doubled, counts
     assert (counts.right, counts.upstream) == (1, len(ids) + 1), counts
@@ -427,20 +422,16 @@ def test_older_than_the_tracer(
     workload = called(name)
     number = 4
     with services(workload, tmp_path) as running, ExitStack() as stack:
-        connections = [
-            http.client.HTTPConnection("127.0.0.1", running.port, timeout=DEADLINE)
-            for _ in range(number)
-        ]
+        connections = [connected(running.port) for _ in range(number)]
         for at, connection in enumerate(connections):
             stack.callback(connection.close)
             ask(connection, f"before{at}")
-        ports = frozenset(port_of(connection) for connection in connections)
         tracer = start_tracer("--pid", str(os.getpid()))
         mark = tracer.mark()
         for turn in range(3):
             at_once(connections, turn)
         ids = tuple(f"after{at}x{turn}" for turn in range(3) for at in range(number))
-        found = verdict(tracer, running, mark, ids, ports)
+        found = verdict(tracer, running, mark, ids)
     counts = found.counts
     assert counts.wrong == 0 and not counts.missing and not counts.doubled, counts
     assert not counts.unpaired, counts
@@ -457,10 +448,11 @@ def ask(connection: http.client.HTTPConnection, id: str, delay: int = 0) -> None
     assert (response.status, response.read().strip()) == (200, id.encode())
 
 
-def port_of(connection: http.client.HTTPConnection) -> int:
-    """Our end of a connection, which must still be open."""
-    assert connection.sock is not None, "the service closed it"
-    return int(connection.sock.getsockname()[1])
+def connected(port: int) -> http.client.HTTPConnection:
+    """A connection of the load's."""
+    return http.client.HTTPConnection(
+        "127.0.0.1", port, timeout=DEADLINE, source_address=(load.ADDRESS, 0)
+    )
 
 
 def at_once(connections: list[http.client.HTTPConnection], turn: int) -> None:
