@@ -25,7 +25,7 @@ CLANG := clang-19
 BPF_CFLAGS := -g -O2 -Wall -Wextra -Werror -target bpf -mcpu=v3 \
 	-D__BPF__ -Iebpf -isystem /usr/include/$(MACHINE)-linux-gnu
 OBJECTS := $(patsubst ebpf/%.bpf.c,tracer/objects/%.bpf.o,$(wildcard ebpf/*.bpf.c)) \
-	tracer/objects/tracer-old.bpf.o tracer/objects/replay.so
+	tracer/objects/tracer-old.bpf.o tracer/objects/tracer-preempted.bpf.o tracer/objects/replay.so
 C_FILES = $(shell find ebpf tests bench/faults -name '*.[ch]')
 
 # "[2/5] what is done now". The total is what `make -n` says would be done: a stamp that is
@@ -206,7 +206,7 @@ $(VENV)/bin/wirespan: pyproject.toml $(VENV)/.runtime
 # eBPF
 
 # Not an intermediate file to be removed.
-.PRECIOUS: build/%.bpf.o build/%-old.bpf.o
+.PRECIOUS: build/%.bpf.o build/%-old.bpf.o build/%-preempted.bpf.o
 
 tracer/objects/%.bpf.o: build/%.bpf.o
 	@mkdir -p $(@D)
@@ -220,26 +220,28 @@ tracer/objects/replay.so: ebpf/replay.c Makefile | packages
 		-Wno-unused-parameter -Iebpf -MMD -MP -MF build/replay.bpf.d -MT $@ \
 		-isystem /usr/include/$(MACHINE)-linux-gnu $< -o $@
 
-# llvm-strip -g drops DWARF and keeps BTF.
-build/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
+# $(call object,ARCH[,FLAGS]). llvm-strip -g drops DWARF and keeps BTF.
+define object
 	$(call say,eBPF object $@)
 	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_$(BPF_ARCH) -MMD -MP -MF build/$*.bpf.d -MT $@ -c $< -o $@
+	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_$(1) $(2) \
+		-MMD -MP -MF build/$(subst /,.,$(@:build/%.o=%.d)) -MT $@ -c $< -o $@
 	@llvm-strip-19 -g $@
+endef
+
+build/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
+	$(call object,$(BPF_ARCH))
 
 # For Linux before 5.17 (ebpf/global.bpf.h).
 build/%-old.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
-	$(call say,eBPF object $@)
-	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_$(BPF_ARCH) -DOLD_KERNEL \
-		-MMD -MP -MF build/$*-old.bpf.d -MT $@ -c $< -o $@
-	@llvm-strip-19 -g $@
+	$(call object,$(BPF_ARCH),-DOLD_KERNEL)
+
+# For Linux 7.0 and later (ebpf/tracer.bpf.c).
+build/%-preempted.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
+	$(call object,$(BPF_ARCH),-DPREEMPTED)
 
 build/arm64/%.bpf.o: ebpf/%.bpf.c build/flow.h.checked Makefile | packages
-	$(call say,eBPF object $@)
-	@mkdir -p $(@D)
-	@$(CLANG) $(BPF_CFLAGS) -D__TARGET_ARCH_arm64 -MMD -MP -MF build/arm64.$*.bpf.d -MT $@ -c $< -o $@
-	@llvm-strip-19 -g $@
+	$(call object,arm64)
 
 # No padding may hide in what crosses to user space.
 build/flow.h.checked: ebpf/flow.h Makefile | packages

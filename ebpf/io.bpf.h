@@ -50,7 +50,7 @@ enum io_op {
 	IO_CONNECT, /* a connection is being opened */
 };
 
-/* The I/O at hand. Tracepoint programs keep it per CPU; they can't be preempted. */
+/* The I/O at hand, one of each CPU: no program that uses it can be preempted (HOOK). */
 struct io {
 	__u64 sk;
 	__u64 ino;

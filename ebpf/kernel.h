@@ -368,8 +368,9 @@ static __always_inline void load_pair(void *to, const void *at)
 
 /*
  * Programs of functions, the kernel's or an application's, can be preempted where the kernel can,
- * and would find what another has put into their CPU's struct io. They forbid it where functions
- * may be called so: where the verifier has this field (Linux 6.16).
+ * from Linux 7.0 on those of trace points, too, and would find what another has put into their
+ * CPU's struct io. They forbid it where functions may be called so: where the verifier has this
+ * field (Linux 6.16).
  */
 extern void bpf_preempt_disable(void) __ksym __weak;
 extern void bpf_preempt_enable(void) __ksym __weak;

@@ -12,8 +12,7 @@
 /* ---- ends of connections ---------------------------------------------------------------- */
 
 /* Raw arguments: struct sock *sk, int oldstate, int newstate. May run in softirq. */
-SEC("raw_tp/inet_sock_set_state")
-int set_state(struct bpf_raw_tracepoint_args *ctx)
+HOOK("raw_tp/inet_sock_set_state", set_state, struct bpf_raw_tracepoint_args *ctx)
 {
 	__u64 sk = ctx->args[0], now;
 	int before = ctx->args[1], state = ctx->args[2];
@@ -21,12 +20,12 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 	struct conn *c;
 
 	if (!cfg_ready)
-		return 0;
+		return;
 	if (state != TCP_FIN_WAIT1 && state != TCP_LAST_ACK && state != TCP_CLOSE)
-		return 0;
+		return;
 	c = bpf_map_lookup_elem(&conns, &sk);
 	if (!c)
-		return 0;
+		return;
 	now = bpf_ktime_get_ns();
 	shutdown = LOAD(struct sock, (void *)sk, sk_shutdown);
 	if (state == TCP_CLOSE) {
@@ -37,28 +36,25 @@ int set_state(struct bpf_raw_tracepoint_args *ctx)
 		 * tells the end.
 		 */
 		if (c->error || (before != TCP_ESTABLISHED && before != TCP_CLOSE_WAIT))
-			return 0;
+			return;
 	}
 	/* close() empties the receive queue first: with bytes in it this is a shutdown() */
 	if (LOAD(struct sock, (void *)sk, sk_receive_queue.qlen))
-		return 0;
+		return;
 	if ((shutdown & SHUTDOWN_MASK) != SHUTDOWN_MASK)
 		end_sending(c, sk, now);
 	else /* from CLOSE_WAIT: the peer had closed first */
 		end_conn(c, sk, before == TCP_CLOSE_WAIT ? FLOW_END_PEER : FLOW_END_LOCAL, now);
-	return 0;
 }
 
 /* The socket is freed; in case nothing told its end before. */
-SEC("raw_tp/tcp_destroy_sock")
-int destroy_sock(struct bpf_raw_tracepoint_args *ctx)
+HOOK("raw_tp/tcp_destroy_sock", destroy_sock, struct bpf_raw_tracepoint_args *ctx)
 {
 	__u64 sk = ctx->args[0];
 	struct conn *c = bpf_map_lookup_elem(&conns, &sk);
 
 	if (c && cfg_ready)
 		end_conn(c, sk, FLOW_END_LOCAL, bpf_ktime_get_ns());
-	return 0;
 }
 
 /* Unix sockets tell no state: their end is the last close of the file, or a shutdown. */
@@ -137,8 +133,7 @@ static long close_one(__u32 fd, struct leaving *leaving)
 #endif
 
 /* A process that ends without closing: killed, or it left that to the kernel. */
-SEC("raw_tp/sched_process_exit")
-int process_exit(struct bpf_raw_tracepoint_args *ctx)
+HOOK("raw_tp/sched_process_exit", process_exit, struct bpf_raw_tracepoint_args *ctx)
 {
 	void *task = (void *)ctx->args[0];
 	__u32 tgid = LOAD(struct task_struct, task, tgid);
@@ -150,17 +145,17 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 		bpf_map_delete_elem(&threads, &tid); /* the number may be another's next */
 
 	if (LOAD(struct signal_struct, LOAD(struct task_struct, task, signal), live.counter))
-		return 0; /* a thread of several */
+		return; /* a thread of several */
 	if (cfg_filters)
 		filter_forget(tgid);
 	bpf_map_delete_elem(&runtimes, &tgid);
 	if (!bpf_map_lookup_elem(&unix_users, &tgid))
-		return 0;
+		return;
 	bpf_map_delete_elem(&unix_users, &tgid);
 	files = LOAD(struct task_struct, task, files);
 	io = io_get();
 	if (!io || !files)
-		return 0;
+		return;
 	max_fds = LOAD(struct fdtable, LOAD(struct files_struct, files, fdt), max_fds);
 #ifdef OLD_KERNEL
 	for (__u32 fd = 0; fd < FDS_OLD && fd < max_fds; fd++)
@@ -170,25 +165,22 @@ int process_exit(struct bpf_raw_tracepoint_args *ctx)
 
 	bpf_loop(MAX_FDS, close_one, &leaving, 0);
 #endif
-	return 0;
 }
 
 /* ---- processes ----------------------------------------------------------------------------- */
 
 /* Raw arguments: struct task_struct *parent, struct task_struct *child. */
-SEC("raw_tp/sched_process_fork")
-int process_fork(struct bpf_raw_tracepoint_args *ctx)
+HOOK("raw_tp/sched_process_fork", process_fork, struct bpf_raw_tracepoint_args *ctx)
 {
 	__u32 parent = LOAD(struct task_struct, (void *)ctx->args[0], tgid);
 	__u32 child = LOAD(struct task_struct, (void *)ctx->args[1], tgid);
 	struct runtime *runtime;
 
 	if (!cfg_link || child == parent) /* a thread */
-		return 0;
+		return;
 	runtime = bpf_map_lookup_elem(&runtimes, &parent);
 	if (runtime) /* the image is the same, at the same addresses */
 		bpf_map_update_elem(&runtimes, &child, runtime, BPF_ANY);
-	return 0;
 }
 
 /*
@@ -212,8 +204,7 @@ static __always_inline __u64 exec_flags(__u64 now)
 }
 
 /* Raw arguments: struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm. */
-SEC("raw_tp/sched_process_exec")
-int process_exec(struct bpf_raw_tracepoint_args *ctx)
+HOOK("raw_tp/sched_process_exec", process_exec, struct bpf_raw_tracepoint_args *ctx)
 {
 	void *task = (void *)ctx->args[0], *bprm = (void *)ctx->args[2];
 	struct mm_struct *mm = LOAD(struct task_struct, task, mm);
@@ -226,7 +217,7 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	filter_forget(tgid);
 	bpf_map_delete_elem(&runtimes, &tgid); /* until user space has looked at the new image */
 	if (!io || !mm)
-		return 0;
+		return;
 	r = &io->spare;
 	__builtin_memset(r, 0, sizeof(*r));
 	r->kind = FLOW_EXEC;
@@ -255,7 +246,6 @@ int process_exec(struct bpf_raw_tracepoint_args *ctx)
 	}
 	if (hand_over_by(r, exec_flags(r->start_ns)))
 		count(FLOW_COUNT_EXECS, 1);
-	return 0;
 }
 
 #endif

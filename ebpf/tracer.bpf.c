@@ -20,7 +20,24 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 /*
  * The hooks find the socket and the buffers, and leave the rest to `work`, by way of `enum
  * io_op`. It so is verified once instead of twice. A tail call costs a jump.
+ *
+ * From Linux 7.0 on (commit f7d327654b88) programs of trace points can be preempted. There
+ * (PREEMPTED) they forbid it, which allows no tail call; and one program that two others go on
+ * in may not be entered anew while it stands still: its stack is one for each CPU.
  */
+#ifdef PREEMPTED
+#define SYSCALL_HOOK HOOK
+#else
+#define SYSCALL_HOOK(section, name, argument)                                                      \
+	static __always_inline void name##_body(argument);                                         \
+	SEC(section)                                                                               \
+	int name(argument)                                                                         \
+	{                                                                                          \
+		name##_body(ctx);                                                                  \
+		return 0;                                                                          \
+	}                                                                                          \
+	static __always_inline void name##_body(argument)
+
 int work(void *ctx);
 
 struct {
@@ -29,6 +46,7 @@ struct {
 	__uint(key_size, sizeof(__u32));
 	__array(values, int(void *));
 } works SEC(".maps") = { .values = { [0] = (void *)&work } };
+#endif
 
 /* An I/O of this thread on a descriptor, stamped; NULL if that is no socket of interest. */
 static __always_inline struct io *io_begin(__u32 fd, __u8 tx, __u8 early)
@@ -362,35 +380,6 @@ static __always_inline enum io_op left(const struct pt_regs *regs, long ret)
 	return IO_DONE;
 }
 
-static __always_inline int leave_to_work(void *ctx, enum io_op op)
-{
-	struct io *io = op ? io_get() : NULL;
-
-	if (!io)
-		return 0;
-	io->op = op;
-	bpf_tail_call(ctx, &works, 0);
-	return 0;
-}
-
-/* Raw arguments: struct pt_regs *regs, long id. */
-SEC("raw_tp/sys_enter")
-int sys_enter(struct bpf_raw_tracepoint_args *ctx)
-{
-	if (!cfg_ready)
-		return 0;
-	return leave_to_work(ctx, entered((const struct pt_regs *)ctx->args[0], ctx->args[1]));
-}
-
-/* Raw arguments: struct pt_regs *regs, long ret. */
-SEC("raw_tp/sys_exit")
-int sys_exit(struct bpf_raw_tracepoint_args *ctx)
-{
-	if (!cfg_ready)
-		return 0;
-	return leave_to_work(ctx, left((const struct pt_regs *)ctx->args[0], ctx->args[1]));
-}
-
 /* ---- the work ------------------------------------------------------------------------- */
 
 /* How many bytes came, where several messages were received. */
@@ -444,13 +433,8 @@ static __always_inline void many(struct io *io)
 	}
 }
 
-SEC("raw_tp")
-int work(void *ctx __attribute__((unused)))
+static __always_inline int work_on(struct io *io)
 {
-	struct io *io = io_get();
-
-	if (!io)
-		return 0;
 	switch (io->op) {
 	case IO_BYTES:
 		return process(io);
@@ -469,4 +453,44 @@ int work(void *ctx __attribute__((unused)))
 		return link_connect(io);
 	}
 	return 0;
+}
+
+#ifndef PREEMPTED
+SEC("raw_tp")
+int work(void *ctx __attribute__((unused)))
+{
+	struct io *io = io_get();
+
+	return io ? work_on(io) : 0;
+}
+#endif
+
+/* ---- the hooks ------------------------------------------------------------------------- */
+
+static __always_inline void leave_to_work(void *ctx __attribute__((unused)), enum io_op op)
+{
+	struct io *io = op ? io_get() : NULL;
+
+	if (!io)
+		return;
+	io->op = op;
+#ifdef PREEMPTED
+	work_on(io);
+#else
+	bpf_tail_call(ctx, &works, 0);
+#endif
+}
+
+/* Raw arguments: struct pt_regs *regs, long id. */
+SYSCALL_HOOK("raw_tp/sys_enter", sys_enter, struct bpf_raw_tracepoint_args *ctx)
+{
+	if (cfg_ready)
+		leave_to_work(ctx, entered((const struct pt_regs *)ctx->args[0], ctx->args[1]));
+}
+
+/* Raw arguments: struct pt_regs *regs, long ret. */
+SYSCALL_HOOK("raw_tp/sys_exit", sys_exit, struct bpf_raw_tracepoint_args *ctx)
+{
+	if (cfg_ready)
+		leave_to_work(ctx, left((const struct pt_regs *)ctx->args[0], ctx->args[1]));
 }

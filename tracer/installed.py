@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -19,6 +21,9 @@ OLD_MEANS = (
     "requests pipelined behind another are lost (pipeline_full), and event loops (nginx, "
     "HAProxy, Node.js) link no requests"
 )
+# The same for kernels that may preempt programs of trace points (ebpf/tracer.bpf.c).
+PREEMPTED_OBJECT = OBJECT.with_name("tracer-preempted.bpf.o")
+_PREEMPTED_SINCE = (7, 0)
 _TYPES, _MARK = Path("/sys/kernel/btf/vmlinux"), b"\0BPF_FUNC_loop\0"
 
 
@@ -27,12 +32,15 @@ def version() -> str:
     return VERSION
 
 
-def fitting(types: Path = _TYPES) -> Path:
+def fitting(types: Path = _TYPES, release: str | None = None) -> Path:
     """Where the eBPF object for hooks at system calls belongs, of this kernel.
 
     types: the kernel's own; where there are none nothing can be loaded, and that is for others
-    to say.
+    to say. release: as `uname -r` tells it, this kernel's if None.
     """
+    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
+    if numbers and (int(numbers[1]), int(numbers[2])) >= _PREEMPTED_SINCE:
+        return PREEMPTED_OBJECT
     return OLD_OBJECT if _is_old(types) else OBJECT
 
 

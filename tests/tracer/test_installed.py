@@ -17,10 +17,15 @@ def test_by_the_kernels_types(tmp_path: Path, before: int) -> None:
     """Its mark may lie across two reads."""
     types = tmp_path / "vmlinux"
     types.write_bytes(b"x" * before + b"\0BPF_FUNC_loop\0" + b"x" * 100)
-    assert installed.fitting(types) == installed.OBJECT
+    assert installed.fitting(types, "6.18.44") == installed.OBJECT
     types.write_bytes(b"x" * before + b"\0BPF_FUNC_looping\0")
-    assert installed.fitting(types) == installed.OLD_OBJECT
-    assert installed.fitting(tmp_path / "none") == installed.OBJECT
+    assert installed.fitting(types, "5.10.0-39-amd64") == installed.OLD_OBJECT
+    assert installed.fitting(tmp_path / "none", "6.1") == installed.OBJECT
+
+
+@pytest.mark.parametrize("release", ["7.0.0-rc1", "7.3.4+deb13-amd64", "10.1"])
+def test_by_release(tmp_path: Path, release: str) -> None:
+    assert installed.fitting(tmp_path / "none", release) == installed.PREEMPTED_OBJECT
 
 
 def test_doctor_says_what_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:

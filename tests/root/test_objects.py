@@ -1,4 +1,4 @@
-"""The object for kernels before Linux 5.17, on this kernel, which takes it as well."""
+"""The objects for kernels before Linux 5.17 and from 7.0 on, on this one, which takes them all."""
 
 from __future__ import annotations
 
@@ -26,27 +26,30 @@ from tests.root.test_link import CASES, by, called, measure, services, warm
 from tests.root.wire import Wire, get_head, ok
 from tracer.installed import OLD_MEANS
 
-AS_OLD = """
+AS_OTHER = """
 import sys
 from tracer import installed
-installed.OBJECT = installed.OLD_OBJECT
+installed.fitting = lambda: installed.{}
 from tracer.cli import main
 sys.exit(main(sys.argv[1:]))
 """
+OLD, PREEMPTED = "OLD_OBJECT", "PREEMPTED_OBJECT"
+both = pytest.mark.parametrize("name", [OLD, PREEMPTED])
 
 
-def as_old(argv: list[str]) -> list[str]:
-    """The command line of a tracer that takes this kernel for an old one."""
-    return [sys.executable, "-c", AS_OLD, *argv[argv.index("run") :]]
+def with_object(name: str) -> Callable[[list[str]], list[str]]:
+    """What makes of a tracer's command line that of one that takes this kernel for another."""
+    return lambda argv: [sys.executable, "-c", AS_OTHER.format(name), *argv[argv.index("run") :]]
 
 
+@both
 def test_exchanges_are_exact_and_the_rest_is_said(
-    start_tracer: Callable[..., Tracer], tmp_path: Path
+    start_tracer: Callable[..., Tracer], tmp_path: Path, name: str
 ) -> None:
     nginx = Nginx(tmp_path / "nginx")
     try:
-        tracer = start_tracer("--port", str(nginx.port), wrap=as_old)
-        assert OLD_MEANS in tracer.stderr()
+        tracer = start_tracer("--port", str(nginx.port), wrap=with_object(name))
+        assert (OLD_MEANS in tracer.stderr()) == (name == OLD)
         path = unique()
         expected = load(nginx.port, path, 2000, 16)
         assert expected[0].response_body == HELLO
@@ -61,7 +64,7 @@ def test_pipelined_requests_are_counted(start_tracer: Callable[..., Tracer]) -> 
     """Of ten at once the first is told, on both sides, and nine are lost; then all is well."""
     path, rounds = unique(), 5
     with Wire() as wire:
-        tracer = start_tracer("--pid", str(os.getpid()), wrap=as_old)
+        tracer = start_tracer("--pid", str(os.getpid()), wrap=with_object(OLD))
         for n in range(rounds):
             wire.request(b"".join(get_head(f"{path}/{n}/{i}") for i in range(10)))
             wire.response(b"".join(ok(b"x" * i, 230 + i) for i in range(10)))
@@ -76,12 +79,13 @@ def test_pipelined_requests_are_counted(start_tracer: Callable[..., Tracer]) -> 
     assert tracer.losses() == {"pipeline_full": 2 * 9 * rounds}
 
 
-@pytest.mark.parametrize("name", ["gunicorn-gthread", "aiohttp-gather-3"])
-def test_links(start_tracer: Callable[..., Tracer], tmp_path: Path, name: str) -> None:
+@both
+@pytest.mark.parametrize("work", ["gunicorn-gthread", "aiohttp-gather-3"])
+def test_links(start_tracer: Callable[..., Tracer], tmp_path: Path, name: str, work: str) -> None:
     """By thread and by context: what takes no counting in one step."""
-    (case,) = [case for case in CASES if case.name == name]
-    tracer = start_tracer("--pid", str(os.getpid()), wrap=as_old)
-    workload = called(name)
+    (case,) = [case for case in CASES if case.name == work]
+    tracer = start_tracer("--pid", str(os.getpid()), wrap=with_object(name))
+    workload = called(work)
     with services(workload, tmp_path) as running:
         warm(tracer, running, 9_000_000)
         found = measure(tracer, running, 9_100_000)
