@@ -23,7 +23,7 @@ from bench.processes import BenchError
 from bench.traced import Status, Tracer
 from proto.wirespan.v1 import control_pb2, control_pb2_grpc
 
-SETTLE_S = 30.0
+SETTLE_S = 60.0
 STILL_S = 1.0  # that counts must stand still until nothing more is taken to come
 # Losses of the tracer that each stand for one span of one side of one exchange.
 SPAN_LOSSES = (

@@ -23,8 +23,8 @@ from bench.truth.workload import Service, Workload
 
 START_S = 60.0
 # How long nothing must have come before it is taken for all: where as many spans have come as
-# must be; and where not, as the tracer may hold some for 5 s, and a busy service needs as long.
-QUIET_S, MISSING_S, SETTLE_S = 0.5, 7.0, 60.0
+# must be; and where not, as the tracer may hold some for 30 s.
+QUIET_S, MISSING_S, SETTLE_S = 0.5, 32.0, 60.0
 LOG_BYTES = 4000
 
 

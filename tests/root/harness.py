@@ -30,6 +30,7 @@ import grpc
 
 from bench.processes import free_port as free_port
 from proto.wirespan.v1 import control_pb2, control_pb2_grpc
+from tracer.link.stitch import LINK_WAIT_NS
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKLOADS = Path(__file__).resolve().parent / "workloads"
@@ -349,7 +350,9 @@ class Tracer:
         self.process.wait_for(passed, f"the barrier's spans {kinds}")
         now = time.monotonic()
         made = self.process.wait_for(
-            lambda: self._made_if_none_waits_since(now), "the spans that were held back"
+            lambda: self._made_if_none_waits_since(now),
+            "the spans that were held back",
+            LINK_WAIT_NS / 1e9 + DEADLINE,  # for a parent that was lost
         )
         self.process.wait_for(
             lambda: self.counts().get("output_spans", made) >= made, "all spans are printed"

@@ -14,8 +14,8 @@ node without a parent, or one whose span is out already. What doesn't come in ti
   not been known for that long. Its parent is then the one that the request names
   (tracer.link.headers), or, where another tracer may have seen the client (`downstream`),
   the client's side nonetheless.
-- A client's side waits LINK_WAIT_NS for the exchange it was made for, then goes out without
-  a parent under a trace id that is computed from that exchange's id (`link_late`). The
+- A client's side waits LINK_WAIT_NS for the exchange it was made for, or before a collector
+  DOWNSTREAM_LINK_WAIT_NS, then goes out without a parent under a trace id that is computed from that exchange's id (`link_late`). The
   exchange adopts it when it comes, and so does the top of its tree, so that the trace stays
   whole; where both are out under ids of their own it is too late (`link_split`).
 - A client's side sent by a thread of a pool waits SETTLE_NS for the kernel to tell whom that
@@ -53,7 +53,9 @@ from tracer.spans import EVIDENCE, Links, SpanBatch, Text
 
 EDGE_WAIT_NS = 250_000_000
 NEAR_WAIT_NS = 5_000_000_000
-LINK_WAIT_NS = 5_000_000_000
+LINK_WAIT_NS = 30_000_000_000
+# Before a collector: it waits for a missing client's side no longer than 6 s.
+DOWNSTREAM_LINK_WAIT_NS = 5_000_000_000
 SETTLE_NS = 250_000_000
 CONTENT_WAIT_NS = 400_000_000
 # How long what is out is remembered at most; less where there is much traffic.
@@ -118,7 +120,9 @@ class Stitcher:
         self._met = np.zeros(1 << 16, dtype=np.bool_)
         self._since = np.full(1 << 16, -1)
         self._held_max = held_max
-        self._waits = waits or Waits()
+        self._waits = waits or Waits(
+            link_ns=DOWNSTREAM_LINK_WAIT_NS if downstream else LINK_WAIT_NS
+        )
         self._sampler = sampler
         self._nodes = Nodes(capacity)
         self._held = Held()

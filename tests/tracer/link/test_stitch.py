@@ -153,16 +153,33 @@ def test_a_server_later_than_its_client_is_linked() -> None:
     assert (out.trace, out.parent) == (trace_of(1), client_id(1))
 
 
+def test_a_call_of_a_long_exchange_waits_for_it() -> None:
+    stitcher = Stitcher()
+    stitcher.feed(batch([client(2, parent=50_001)]), 0)
+    assert not stitcher.flush(20 * S)
+    spans = by_number(published(stitcher.feed(batch([server(1), client(1)]), 29 * S)))
+    assert spans[2].parent == server_id(1) and len({out.trace for out in spans.values()}) == 1
+    assert not any(stitcher.losses().values())
+
+
+def test_before_a_collector_it_waits_no_longer_than_that_does() -> None:
+    stitcher = Stitcher(downstream=True)
+    stitcher.feed(batch([client(2, parent=50_001)]), 0)
+    assert not stitcher.flush(5 * S - 1)
+    (out,) = published(stitcher.flush(5 * S))
+    assert out.parent == NO_PARENT
+
+
 def test_a_client_that_waits_too_long_lends_its_trace_to_what_it_waited_for() -> None:
     stitcher = Stitcher()
     stitcher.feed(batch([client(2, parent=50_001), client(3, parent=50_001)]), 0)
-    assert not stitcher.flush(5 * S - 1)
-    early = published(stitcher.flush(5 * S))
+    assert not stitcher.flush(30 * S - 1)
+    early = published(stitcher.flush(30 * S))
     assert {out.parent for out in early} == {NO_PARENT}
     assert stitcher.losses()["link_late"] == 2
     # The exchange itself, its client, and another call.
     rows = [server(1), client(1), client(4, parent=50_001)]
-    late = published(stitcher.feed(batch(rows), 6 * S))
+    late = published(stitcher.feed(batch(rows), 31 * S))
     assert {out.trace for out in (*early, *late)} == {early[0].trace}
     assert by_number(late)[1_000_001].parent == client_id(1)
     assert by_number(late)[4].parent == server_id(1)
@@ -174,12 +191,12 @@ def test_long_exchanges_above_one_another_are_one_trace() -> None:
     outs: list[Out] = []
     # Each level ends long after the one below it, and the calls that it made.
     for level in range(5, 0, -1):
-        now = (10 - level) * 20 * S
+        now = (10 - level) * 40 * S
         rows = [client(10 * level, parent=50_000 + level), client(level + 1, parent=50_000 + level)]
         rows += [server(level + 1)]
         outs += published(stitcher.feed(batch(rows), now))
-        outs += published(stitcher.flush(now + 6 * S))
-    outs += published(stitcher.feed(batch([server(1), client(1)]), 200 * S))
+        outs += published(stitcher.flush(now + 31 * S))
+    outs += published(stitcher.feed(batch([server(1), client(1)]), 400 * S))
     assert len(by_number(outs)) == 17
     assert len({out.trace for out in outs}) == 1
     assert stitcher.losses()["link_split"] == 0
@@ -188,9 +205,9 @@ def test_long_exchanges_above_one_another_are_one_trace() -> None:
 def test_two_subtrees_that_are_out_already_are_counted() -> None:
     stitcher = Stitcher()
     stitcher.feed(batch([client(2, parent=50_001)]), 0)
-    (below,) = published(stitcher.flush(5 * S))
-    (above,) = published(stitcher.feed(batch([client(1)]), 5 * S))
-    (out,) = published(stitcher.feed(batch([server(1)]), 6 * S))
+    (below,) = published(stitcher.flush(30 * S))
+    (above,) = published(stitcher.feed(batch([client(1)]), 30 * S))
+    (out,) = published(stitcher.feed(batch([server(1)]), 31 * S))
     assert out.trace == above.trace != below.trace
     assert stitcher.losses()["link_split"] == 1
 
@@ -413,9 +430,9 @@ def test_how_long_the_oldest_waits_is_known() -> None:
         at = 2 * number + 1
         stitcher.feed(batch([client(at), client(at + 1, parent=90_000 + at)]), 100 + number)
         assert stitcher.since_ns == 100
-    stitcher.flush(100 + 5 * S)
+    stitcher.flush(100 + 30 * S)
     assert stitcher.since_ns == 101
-    stitcher.flush(200 + 5 * S)
+    stitcher.flush(200 + 30 * S)
     assert stitcher.since_ns == 201
     stitcher.flush(0, all=True)
     assert stitcher.since_ns == 0
