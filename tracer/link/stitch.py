@@ -15,9 +15,10 @@ node without a parent, or one whose span is out already. What doesn't come in ti
   (tracer.link.headers), or, where another tracer may have seen the client (`downstream`),
   the client's side nonetheless.
 - A client's side waits LINK_WAIT_NS for the exchange it was made for, or before a collector
-  DOWNSTREAM_LINK_WAIT_NS, then goes out without a parent under a trace id that is computed from that exchange's id (`link_late`). The
-  exchange adopts it when it comes, and so does the top of its tree, so that the trace stays
-  whole; where both are out under ids of their own it is too late (`link_split`).
+  DOWNSTREAM_LINK_WAIT_NS, then goes out without a parent under a trace id that is computed
+  from that exchange's id (`link_late`). The exchange adopts it when it comes, and so does the
+  top of its tree, so that the trace stays whole; where both are out under ids of their own it
+  is too late (`link_split`).
 - A client's side sent by a thread of a pool waits SETTLE_NS for the kernel to tell whom that
   thread woke with the answer (FLOW_HANDOVER), and once it did, SETTLE_NS for another one: a
   thread that wakes two woke one of them for something else (a lock), so neither is taken
