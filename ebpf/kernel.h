@@ -383,20 +383,22 @@ struct bpf_subprog_info {
 	(bpf_core_field_exists(((struct bpf_subprog_info *)0)->might_sleep) &&                     \
 	 bpf_preempt_disable && bpf_preempt_enable)
 
-/* A program whose body, which follows, has its CPU to itself. */
-#define HOOK(section, name, argument)                                                              \
-	static __always_inline void name##_held(argument);                                         \
+/* A program with its body, which follows. hold: that has its CPU to itself. */
+#define PROGRAM(hold, section, name, argument)                                                     \
+	static __always_inline void name##_body(argument);                                         \
 	SEC(section)                                                                               \
 	int name(argument)                                                                         \
 	{                                                                                          \
-		if (CAN_HOLD)                                                                      \
+		if (hold)                                                                          \
 			bpf_preempt_disable();                                                     \
-		name##_held(ctx);                                                                  \
-		if (CAN_HOLD)                                                                      \
+		name##_body(ctx);                                                                  \
+		if (hold)                                                                          \
 			bpf_preempt_enable();                                                      \
 		return 0;                                                                          \
 	}                                                                                          \
-	static __always_inline void name##_held(argument)
+	static __always_inline void name##_body(argument)
+
+#define HOOK(section, name, argument) PROGRAM(CAN_HOLD, section, name, argument)
 
 /* System calls: their numbers, and their arguments from the registers saved at their entry. */
 #ifdef __TARGET_ARCH_x86

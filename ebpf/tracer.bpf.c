@@ -28,15 +28,7 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 #ifdef PREEMPTED
 #define SYSCALL_HOOK HOOK
 #else
-#define SYSCALL_HOOK(section, name, argument)                                                      \
-	static __always_inline void name##_body(argument);                                         \
-	SEC(section)                                                                               \
-	int name(argument)                                                                         \
-	{                                                                                          \
-		name##_body(ctx);                                                                  \
-		return 0;                                                                          \
-	}                                                                                          \
-	static __always_inline void name##_body(argument)
+#define SYSCALL_HOOK(section, name, argument) PROGRAM(0, section, name, argument)
 
 int work(void *ctx);
 
