@@ -32,14 +32,18 @@ def version() -> str:
     return VERSION
 
 
+def kernel_version(release: str) -> tuple[int, ...]:
+    """The first two numbers of what `uname -r` tells."""
+    return tuple(int(number) for number in re.findall(r"\d+", release)[:2])
+
+
 def fitting(types: Path = _TYPES, release: str | None = None) -> Path:
     """Where the eBPF object for hooks at system calls belongs, of this kernel.
 
     types: the kernel's own; where there are none nothing can be loaded, and that is for others
     to say. release: as `uname -r` tells it, this kernel's if None.
     """
-    numbers = re.match(r"(\d+)\.(\d+)", os.uname().release if release is None else release)
-    if numbers and (int(numbers[1]), int(numbers[2])) >= _PREEMPTED_SINCE:
+    if kernel_version(os.uname().release if release is None else release) >= _PREEMPTED_SINCE:
         return PREEMPTED_OBJECT
     return OLD_OBJECT if _is_old(types) else OBJECT
 

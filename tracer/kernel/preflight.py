@@ -21,6 +21,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from tracer.errors import KernelError
+from tracer.installed import kernel_version
 from tracer.kernel import hooks, sys
 from tracer.kernel.btf import Object
 from tracer.kernel.filters import cgroup2_mounts
@@ -166,8 +167,7 @@ def _rights(system: System) -> Finding:
 
 def _kernel(system: System) -> Finding:
     release = system.read("proc/sys/kernel/osrelease").strip()
-    version = tuple(int(number) for number in re.findall(r"\d+", release)[:2])
-    if version < OLDEST_KERNEL:
+    if kernel_version(release) < OLDEST_KERNEL:
         return _limited(f"Linux {release}, older than any that was tried")
     return _ok(f"Linux {release}")
 
