@@ -20,11 +20,12 @@ from bench.truth import load
 from bench.truth.headers import named
 from bench.truth.judge import Counts, Truth, judge, read
 from bench.truth.workload import Service, Workload
+from tracer.link.stitch import LINK_WAIT_NS
 
 START_S = 60.0
 # How long nothing must have come before it is taken for all: where as many spans have come as
-# must be; and where not, as the tracer may hold some for 30 s.
-QUIET_S, MISSING_S, SETTLE_S = 0.5, 32.0, 60.0
+# must be; and where not, as the tracer may hold some.
+QUIET_S, MISSING_S, SETTLE_S = 0.5, LINK_WAIT_NS / 1e9 + 2.0, 60.0
 LOG_BYTES = 4000
 
 
