@@ -99,7 +99,7 @@ NAMES = [
     ("/usr/bin/node", "node dist/index.js", "work"),
     ("/usr/bin/node", "node /srv/shop/dist/main.js", "package"),
     ("/usr/bin/node", "node /srv/shop/bin/www", "package"),
-    ("/usr/bin/node", "node /work/node_modules/.bin/next start", "next"),
+    ("/usr/bin/node", "node /srv/node_modules/.bin/next start", "next"),
     ("/usr/bin/node", "node -e x", "node"),
     ("/usr/bin/node", "node", "node"),
     ("/usr/bin/node", "my-title", "my-title"),
