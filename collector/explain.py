@@ -22,6 +22,8 @@ REASONS: Mapping[str, str] = {
     "goroutine": "sent by the goroutine that was serving {0}, or by one it started",
     "queue": "sent{1}, which had taken this work from a thread pool's queue, where it was put for "
     "{0}",
+    "checkout": "sent over a connection that the thread that was serving {0} had taken from its "
+    "pool",
     "wakeup": "sent{1}, which was woken by the thread that was serving {0}",
     "async": "sent from the Node.js async context in which {0} was being served",
     "content": "a proxy's request with the same method and target as {0}, the only one in the "

@@ -150,16 +150,18 @@ HOOK("raw_tp/sock_send_length", socket_sent, __u64 *ctx)
 
 /* ---- receives ------------------------------------------------------------------------ */
 
-static __always_inline void received(void *socket, void *msg, __u32 flags, int ret)
+static __always_inline void received(void *socket, void *msg, __u64 len, __u32 flags, int ret)
 {
 	struct io *io;
 
-	if (ret == -EAGAIN || flags & RECEIVED_ELSEWHERE)
+	if ((ret == -EAGAIN && len != 1) || flags & RECEIVED_ELSEWHERE)
 		return;
 	io = io_begin(socket, msg, 0, 0);
 	if (!io)
 		return;
-	if (ret > 0) { /* with MSG_TRUNC nothing was written to the buffer */
+	if (ret == -EAGAIN) {
+		link_looked(io);
+	} else if (ret > 0) { /* with MSG_TRUNC nothing was written to the buffer */
 		moved(io, ret, !(flags & MSG_TRUNC && io->is_tcp));
 	} else {
 		io->ret = ret;
@@ -170,13 +172,14 @@ static __always_inline void received(void *socket, void *msg, __u32 flags, int r
 /* struct sock *sk, struct msghdr *msg, size_t len, int flags, ... (since Linux 5.19) */
 HOOK("fexit/tcp_recvmsg", tcp_received, __u64 *ctx)
 {
-	received(LOAD(struct sock, (void *)ctx[0], sk_socket), (void *)ctx[1], ctx[3], result(ctx));
+	received(LOAD(struct sock, (void *)ctx[0], sk_socket), (void *)ctx[1], ctx[2], ctx[3],
+		 result(ctx));
 }
 
 /* struct socket *sock, struct msghdr *msg, size_t size, int flags */
 HOOK("fexit/unix_stream_recvmsg", unix_received, __u64 *ctx)
 {
-	received((void *)ctx[0], (void *)ctx[1], ctx[3], result(ctx));
+	received((void *)ctx[0], (void *)ctx[1], ctx[2], ctx[3], result(ctx));
 }
 
 static __always_inline void spliced(void *socket, long ret)

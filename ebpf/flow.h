@@ -95,6 +95,8 @@ enum flow_evidence {
 	FLOW_EVIDENCE_ASYNC = 7,     /* the runtime said so: Node's preload, the JVM's agent */
 	FLOW_EVIDENCE_QUEUE = 8,     /* its thread took it from a pool's queue, where it was put for
 				      * that exchange */
+	FLOW_EVIDENCE_CHECKOUT = 9,  /* the thread that had only that one in hand looked at its
+				      * connection last, as who takes one from a pool does */
 };
 
 /* Slots of flow_record.fields: where in text[] a string lies. */

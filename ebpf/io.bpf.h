@@ -48,6 +48,7 @@ enum io_op {
 	IO_DEAD,    /* a send on a socket that can't take any */
 	IO_MANY,    /* sendmmsg or recvmmsg: several messages */
 	IO_CONNECT, /* a connection is being opened */
+	IO_LOOKED,  /* one byte was asked for, and there was none */
 };
 
 /* The I/O at hand, one of each CPU: no program that uses it can be preempted (HOOK). */

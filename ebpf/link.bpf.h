@@ -57,6 +57,23 @@ static __always_inline struct thread *thread_make(__u32 tid)
 	return thread;
 }
 
+/*
+ * The same, and what its name says. A thread of the JVM's ForkJoinPools carries virtual threads,
+ * each for a while, or runs others' tasks while it waits: like an event loop it has several in
+ * hand, even where it reads one request at a time.
+ */
+static __always_inline struct thread *thread_known(const struct runtime *runtime, __u32 tid)
+{
+	struct thread *thread = thread_of(tid);
+
+	if (thread)
+		return thread;
+	thread = thread_make(tid);
+	if (thread && runtime->event_loop & EVENT_LOOP_CHECKS && task_carries())
+		thread->loop = 1;
+	return thread;
+}
+
 /* Of an exchange under way: its count of calls, and its thread. NULL if it is over. */
 static __always_inline __u32 *cause_calls(const struct cause *cause, __u32 *tid)
 {
@@ -313,7 +330,7 @@ GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 			bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
 	}
 	runtime->serves = 1;
-	thread = thread_make((__u32)io->pid_tgid);
+	thread = thread_known(runtime, (__u32)io->pid_tgid);
 	if (!thread)
 		return 0;
 	causes_add(&thread->in_hand, &cause, 1);
@@ -586,6 +603,17 @@ static __always_inline void hint_leave(__u64 sk, __u32 stream, const struct hint
 		hint_take(sk, e);
 }
 
+/* Does this thread poll, in a program where such a thread connects for whoever waits longest? */
+static __always_inline int polls(const struct runtime *runtime, __u32 tid)
+{
+	struct thread *thread;
+
+	if (!(runtime->event_loop & EVENT_LOOP_CHECKS))
+		return 0;
+	thread = thread_of(tid);
+	return !thread || thread->polls;
+}
+
 /* A connection is being opened: its first request is for whom this thread runs now. */
 GLOBAL_IO(link_connect, ())
 {
@@ -598,7 +626,8 @@ GLOBAL_IO(link_connect, ())
 		return 0;
 	tgid = io->pid_tgid >> 32;
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
-	if (!runtime || !(runtime->event_loop & EVENT_LOOP_CONNECTS))
+	if (!runtime || !(runtime->event_loop & EVENT_LOOP_CONNECTS) ||
+	    polls(runtime, (__u32)io->pid_tgid))
 		return 0;
 	if (!link_current(io, FLOW_PROTO_UNKNOWN) || !cause_live(&io->cause))
 		return 0;
@@ -609,6 +638,43 @@ GLOBAL_IO(link_connect, ())
 	if (bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY))
 		return 0;
 	link_calls(&io->cause, 1);
+	return 0;
+}
+
+/*
+ * One byte was asked for, and there was none: so the JDK's HttpClient looks whether a connection
+ * from its pool can be used again, in the thread that will wait for the answer, while others
+ * will write the request. It does so as well when it puts one back, for nobody.
+ */
+GLOBAL_IO(link_looked, ())
+{
+	struct hint hint = { .evidence = FLOW_EVIDENCE_CHECKOUT }, *before;
+	struct runtime *runtime;
+	struct conn *c;
+	__u32 tgid;
+	__u64 sk;
+
+	if (!cfg_link)
+		return 0;
+	tgid = io->pid_tgid >> 32;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime || !runtime->serves || !(runtime->event_loop & EVENT_LOOP_CHECKS))
+		return 0;
+	sk = io->sk;
+	c = bpf_map_lookup_elem(&conns, &sk);
+	if (!c || c->ino != io->ino || c->role != FLOW_CLIENT || c->started != c->answered ||
+	    c->rec.protocol != FLOW_PROTO_HTTP1)
+		return 0;
+	before = bpf_map_lookup_elem(&hints, &sk);
+	if (before && before->ino == io->ino && before->evidence != FLOW_EVIDENCE_CHECKOUT)
+		return 0;
+	if (link_current(io, FLOW_PROTO_HTTP1)) {
+		hint.cause = io->cause;
+		hint.ino = io->ino;
+		bpf_map_update_elem(&hints, &sk, &hint, BPF_ANY);
+	} else if (before) {
+		bpf_map_delete_elem(&hints, &sk);
+	}
 	return 0;
 }
 

@@ -180,6 +180,9 @@ enum event_loop {
 	EVENT_LOOP_TURNS = 1, /* what a thread sends, it sends for whom it served or heard last */
 	EVENT_LOOP_CONNECTS = 2, /* a connection opened for an exchange carries its request */
 	EVENT_LOOP_TIMERS = 4,	 /* one thread does all: nobody but it can have been waiting */
+	/* who takes a connection from a pool reads a byte first; threads that poll don't connect
+	 * for whom they serve (the JVM) */
+	EVENT_LOOP_CHECKS = 8,
 };
 
 struct runtime {
@@ -259,14 +262,15 @@ struct thread {
 	__u8 loop;     /* it had several in hand at once: an event loop */
 	__u8 polled;   /* it polled while it had one in hand: may be one, too */
 	/* CPython */
-	__u8 request;	     /* enum request_seen: the message received last was a request */
-	__u16 doubt;	     /* how many more requests must be followed by a copy of a context */
-	__u16 accepted_told; /* a context was copied for `accepted` */
-	__u32 accepted_in;   /* what ran then, context_mark(); if something did, `accepted` stays */
-	__u32 read_in;	     /* what ran as `last` was read, likewise; 0: nothing */
-	__u32 made_for;	     /* uvloop: the transport for which connection_made() was last */
-	__u16 accepts;	     /* uvloop: sockets accepted in this turn, */
-	__u16 made;	     /* and for how many of them connection_made() was since */
+	__u8 request;	    /* enum request_seen: the message received last was a request */
+	__u16 doubt;	    /* how many more requests must be followed by a copy of a context */
+	__u8 accepted_told; /* a context was copied for `accepted` */
+	__u8 polls;	    /* EVENT_LOOP_CHECKS: it ever did */
+	__u32 accepted_in;  /* what ran then, context_mark(); if something did, `accepted` stays */
+	__u32 read_in;	    /* what ran as `last` was read, likewise; 0: nothing */
+	__u32 made_for;	    /* uvloop: the transport for which connection_made() was last */
+	__u16 accepts;	    /* uvloop: sockets accepted in this turn, */
+	__u16 made;	    /* and for how many of them connection_made() was since */
 	/* a thread that serves nobody: its last request without a parent, when its answer came */
 	__u64 alone;
 	__u64 alone_ns;

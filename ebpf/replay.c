@@ -141,6 +141,11 @@ static void task_comm(char *to)
 	memset(to, 0, 16);
 }
 
+static int task_carries(void)
+{
+	return 0;
+}
+
 static __u64 task_cgroups(void)
 {
 	return 0;

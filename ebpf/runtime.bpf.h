@@ -15,11 +15,20 @@
 /* A turn is over: who was heard in it says nothing of the next one. */
 static __always_inline int turn(void)
 {
-	__u32 tid = (__u32)bpf_get_current_pid_tgid();
+	__u64 pid_tgid = bpf_get_current_pid_tgid();
+	__u32 tid = (__u32)pid_tgid, tgid = pid_tgid >> 32;
 	struct thread *thread = cfg_link ? bpf_map_lookup_elem(&threads, &tid) : NULL;
+	struct runtime *runtime;
 
-	if (!thread)
-		return 0;
+	if (!thread) {
+		runtime = cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
+		if (!runtime || !(runtime->event_loop & EVENT_LOOP_CHECKS))
+			return 0;
+		thread = thread_known(runtime, tid);
+		if (!thread)
+			return 0;
+	}
+	thread->polls = 1;
 	thread->last.id = 0;
 	/* a loop may go on with what it accepted in a later turn, but then in the same context */
 	if (thread->accepted_told || !thread->accepted_in)

@@ -36,6 +36,16 @@ static __always_inline void task_comm(char *to)
 		  (char *)bpf_get_current_task() + bpf_core_field_offset(struct task_struct, comm));
 }
 
+/* Is this thread one of a ForkJoinPool's, by its name? */
+static __always_inline int task_carries(void)
+{
+	static const char pool[] = "ForkJoinPool-";
+	char comm[16];
+
+	return !bpf_get_current_comm(comm, sizeof(comm)) &&
+	       !__builtin_memcmp(comm, pool, sizeof(pool) - 1);
+}
+
 /* A number that stays the same while the thread's cgroups do; 0: not known. */
 static __always_inline __u64 task_cgroups(void)
 {

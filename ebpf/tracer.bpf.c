@@ -215,11 +215,13 @@ static __always_inline enum io_op received_single(const struct pt_regs *regs, lo
 {
 	struct io *io;
 
-	if (ret == -EAGAIN || flags & RECEIVED_ELSEWHERE)
+	if ((ret == -EAGAIN && ARG3(regs) != 1) || flags & RECEIVED_ELSEWHERE)
 		return IO_DONE;
 	io = io_begin(ARG1(regs), 0, 0);
 	if (!io)
 		return IO_DONE;
+	if (ret == -EAGAIN)
+		return IO_LOOKED;
 	if (ret <= 0) {
 		io->ret = ret;
 		return IO_NONE;
@@ -443,6 +445,8 @@ static __always_inline int work_on(struct io *io)
 		return 0;
 	case IO_CONNECT:
 		return link_connect(io);
+	case IO_LOOKED:
+		return link_looked(io);
 	}
 	return 0;
 }

@@ -57,10 +57,15 @@ PROGRAMS = (
     *dict.fromkeys(GO_PROBES.values()),
 )
 # enum event_loop.
-TURNS, CONNECTS, TIMERS = 1, 2, 4
+TURNS, CONNECTS, TIMERS, CHECKS = 1, 2, 4, 8
 # Programs whose threads are event loops that keep an exchange to themselves. Of others nobody
 # knows for whom a thread that serves several works: a task may have moved to it from another.
-EVENT_LOOPS = {"nginx": TURNS | CONNECTS, "haproxy": TURNS, "envoy": TURNS}
+EVENT_LOOPS = {
+    "nginx": TURNS | CONNECTS,
+    "haproxy": TURNS,
+    "envoy": TURNS,
+    "java": CONNECTS | CHECKS,
+}
 # An interpreter that was just exec'ed needs a while until it can be read, in seconds.
 _AGAIN = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 12.8)
 # When it is looked at what a CPython process has loaded since, in seconds each after the last.

@@ -97,6 +97,7 @@ class Evidence(IntEnum):
     WAKEUP = 6
     ASYNC = 7
     QUEUE = 8
+    CHECKOUT = 9
 
 
 # Bit of a record's level: its trace was let go (FATE_SHED in ebpf/shed.bpf.h).

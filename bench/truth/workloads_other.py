@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -117,15 +118,33 @@ def _go(mode: str) -> Callable[[int, str], Command]:
 
 
 def _java(
-    program: str, mode: str, transport: str = "", *, agent: bool = False
+    program: str, mode: str, transport: str = "", *, serving: str = "fixed", agent: bool = False
 ) -> Callable[[int, str], Command]:
     def command(port: int, upstream: str) -> Command:
         classes = _built("java")
-        argv = ["java", "-cp", f"{classes}/*:{classes}", program]
+        java = virtual_java() if serving == "virtual" else "java"
+        argv = [str(java), "-cp", f"{classes}/*:{classes}", program]
         told = {"JAVA_TOOL_OPTIONS": f"-javaagent:{_built('agent')}"} if agent else {}
-        return argv, {"MODE": mode, "TRANSPORT": transport, **told}
+        return argv, {"MODE": mode, "TRANSPORT": transport, "SERVING": serving, **told}
 
     return command
+
+
+def virtual_java() -> Path | None:
+    """Return a `java` of this host that has virtual threads (21), None if there is none."""
+    for home in sorted(Path("/usr/lib/jvm").glob("*")):
+        release = home / "release"
+        said = release.read_text() if release.is_file() else ""
+        version = re.search(r'^JAVA_VERSION="(\d+)', said, re.MULTILINE)
+        if version and int(version[1]) >= 21:
+            return home / "bin" / "java"
+    return None
+
+
+def _needs_virtual() -> None:
+    _JAVA()
+    if virtual_java() is None:
+        raise BenchError("not installed: Java 21 or later")
 
 
 def _node(mode: str, *, preload: bool = False) -> Callable[[int, str], Command]:
@@ -209,7 +228,22 @@ WORKLOADS: tuple[Workload, ...] = (
     _row(EXECUTORS, "go-worker-buffered-3", _go("buffered"), _GO, calls=3, right=0.0),
     _row(THREADS, "java-httpclient", _java("Threads", "httpclient"), _JAVA),
     _row(THREADS, "java-urlconnection", _java("Threads", "urlconnection"), _JAVA),
+    _row(
+        THREADS,
+        "java-forkjoin",
+        _java("Threads", "httpclient", serving="forkjoin"),
+        _JAVA,
+        right=0.0,
+    ),
+    _row(
+        THREADS,
+        "java-virtual",
+        _java("Threads", "httpclient", serving="virtual"),
+        _needs_virtual,
+        right=0.0,
+    ),
     _row(EXECUTORS, "java-executor", _java("Threads", "executor"), _JAVA),
+    _row(EXECUTORS, "java-async-3", _java("Threads", "async"), _JAVA, calls=3, right=0.0),
     _row(NETTY, "netty", _java("Loops", "own", "epoll"), _JAVA),
     _row(NETTY, "netty-nio", _java("Loops", "own", "nio"), _JAVA),
     _row(NETTY, "netty-shared-pool", _java("Loops", "shared", "epoll"), _JAVA),

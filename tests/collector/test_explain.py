@@ -8,6 +8,7 @@ import pytest
 
 from collector.explain import REASONS, explain
 from tests.collector.test_waterfall import span, trace
+from tracer.flow import Evidence
 
 EVIDENCE = "wirespan.link.evidence"
 
@@ -28,7 +29,7 @@ def test_evidence(evidence: str) -> None:
 
 def test_all_the_kinds_of_evidence_are_known() -> None:
     assert set(REASONS) == {
-        "thread", "loop", "connect", "context", "goroutine", "wakeup", "queue", "async",
+        *(each.name.lower() for each in Evidence if each),
         "content", "stream", "traceparent",
     }  # fmt: skip
 

@@ -30,7 +30,7 @@ from bench.truth.judge import Counts, Truth
 from bench.truth.run import Front, Upstream
 from bench.truth.workload import Command, Service, Workload
 from bench.truth.workloads import chosen
-from bench.truth.workloads_other import _built
+from bench.truth.workloads_other import _built, virtual_java
 from tests.root.conftest import Shared
 from tests.root.harness import DEADLINE, WORKLOADS, Spans, Tracer, get, wait_until
 from tests.tracer.runtimes.test_cpython import FOUND, KNOWN
@@ -73,6 +73,11 @@ CASES = (
     Case("node", "loop connect"),
     Case("node-8-sockets", "loop connect", all=False),
     Case("node-timer", "loop connect", all=False),
+    Case("java-httpclient", "checkout connect"),
+    Case("java-urlconnection", "thread connect"),
+    Case("java-forkjoin", "", all=False),
+    *([Case("java-virtual", "", all=False)] if virtual_java() else []),
+    Case("java-async-3", "", all=False),
     Case("java-httpclient-agent", "async"),
     Case("java-async-3-agent", "async"),
     Case("netty-shared-pool-agent", "async"),

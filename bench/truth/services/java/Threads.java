@@ -13,6 +13,7 @@ import java.net.http.HttpResponse;
 import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
+import java.util.concurrent.ForkJoinPool;
 
 /**
  * A front service of the linking benchmark, with a pool of threads that serve; ../../workload.py
@@ -24,6 +25,8 @@ import java.util.concurrent.Executors;
  *   <li>executor: the same handed to another pool of threads
  *   <li>async: HttpClient.sendAsync, as one of several stages that run in the common pool
  * </ul>
+ *
+ * SERVING says what threads serve: fixed (so many that none waits), forkjoin, or virtual (Java 21).
  */
 public final class Threads {
     private static final int SERVING = 200;
@@ -122,7 +125,20 @@ public final class Threads {
         }
     }
 
-    public static void main(String[] args) throws IOException {
+    private static ExecutorService serving(String kind) throws ReflectiveOperationException {
+        return switch (kind) {
+            case "fixed" -> Executors.newFixedThreadPool(SERVING);
+            case "forkjoin" -> new ForkJoinPool(SERVING);
+            case "virtual" ->
+                    (ExecutorService)
+                            Executors.class
+                                    .getMethod("newVirtualThreadPerTaskExecutor")
+                                    .invoke(null);
+            default -> throw new IllegalArgumentException("no such SERVING: " + kind);
+        };
+    }
+
+    public static void main(String[] args) throws IOException, ReflectiveOperationException {
         // Without this each answer waits for the ACK of its header.
         System.setProperty("sun.net.httpserver.nodelay", "true");
         // How many idle connections either side keeps.
@@ -132,7 +148,7 @@ public final class Threads {
         int calls = Integer.parseInt(System.getenv().getOrDefault("CALLS", "1"));
         Call call = call(System.getenv().getOrDefault("MODE", "httpclient"));
         HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", port), 1024);
-        server.setExecutor(Executors.newFixedThreadPool(SERVING));
+        server.setExecutor(serving(System.getenv().getOrDefault("SERVING", "fixed")));
         server.createContext("/t/", exchange -> serve(exchange, call, calls));
         server.start();
         System.out.println("ready");
