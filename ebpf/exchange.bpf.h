@@ -96,13 +96,17 @@ GLOBAL_CONN(slot_free, (index), __u32 index)
 }
 
 /*
- * How a record is handed over. The reader polls by time; it is woken only if it lags, and by an
- * exec (exec_flags()).
+ * How a record is handed over. The reader polls by time; it is woken only if it lags, by an exec
+ * (exec_flags()), and where it sleeps because nothing came for a while.
  */
 static __always_inline __u64 ring_flags(void)
 {
 	struct io *io = io_get();
 
+	if (ring_awaited) {
+		ring_awaited = 0;
+		return BPF_RB_FORCE_WAKEUP;
+	}
 	/* to look costs as much as to hand over, so not each time */
 	if (!io || io->handed_over++ % RING_LOOK)
 		return BPF_RB_NO_WAKEUP;

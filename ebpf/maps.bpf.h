@@ -456,6 +456,9 @@ enum filter_bit {
 	FILTER_PROCESSES = 252, /* all but ports */
 };
 
+/* The reader sleeps until the next record: set by user space, which maps it (kernel/ring.py). */
+__u32 ring_awaited = 0;
+
 /* Processes that filters leave out, by the low bits of their number: spares the look-up. */
 __u32 unwanted_hints[1024] = {};
 

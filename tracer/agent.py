@@ -36,7 +36,7 @@ from tracer.kernel import hooks, memory, privileges
 from tracer.kernel.loader import Filters, Settings
 from tracer.link.stitch import Stitcher
 from tracer.losses import KERNEL, USER
-from tracer.monitor import Gauges, Monitor
+from tracer.monitor import SAMPLE_S, Gauges, Monitor
 from tracer.options import RunOptions, environment
 from tracer.pipeline import Pipeline
 from tracer.process import ProcessTable
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from proto.wirespan.v1 import control_pb2
     from tracer.store import StoreSink
 
-SAMPLE_S = 1.0
 TWICE_S = 1.0
 # How long each part of the end may take: the ring, then output, spans, store, metrics.
 DRAIN_S, OUTPUT_S, EXPORT_S, STORE_S, METRICS_S = 3.0, 20.0, 5.0, 10.0, 1.0
@@ -261,7 +260,7 @@ class Agent:
         return 0
 
     def _wait(self) -> None:
-        """Sample counts once a second until it is time to stop."""
+        """Sample counts now and then until it is time to stop."""
         duration = self._options.duration_s
         end = time.monotonic() + duration if duration is not None else float("inf")
         self._monitor.sample()

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-# Rates are differences between now and the oldest sample of this many seconds.
-WINDOW_S = 10
+# Samples, and how many rates reach back to: 10 s.
+SAMPLE_S, SAMPLES = 2.0, 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,10 @@ class Gauges:
 
 
 class Rates:
-    """Growth of counts over a sliding window of WINDOW_S samples, one a second."""
+    """Growth of counts over a sliding window of SAMPLES samples, one each SAMPLE_S."""
 
     def __init__(self) -> None:
-        self._samples: deque[tuple[float, Mapping[str, float]]] = deque(maxlen=WINDOW_S + 1)
+        self._samples: deque[tuple[float, Mapping[str, float]]] = deque(maxlen=SAMPLES + 1)
 
     def sample(self, now: float, values: Mapping[str, float]) -> None:
         """Note what the counts are at `now` (seconds of any steady clock)."""
@@ -80,7 +80,7 @@ class Monitor:
         return time.monotonic() - self._started
 
     def sample(self) -> None:
-        """Note the counts; to be called about once a second."""
+        """Note the counts; to be called each SAMPLE_S."""
         values = self._values()
         with self._lock:
             self._rates.sample(time.monotonic(), values)

@@ -43,8 +43,8 @@ FLUSH_S, FLUSH_MANY_S = 0.03, 0.1
 # How long to leave the ring alone. Each visit costs about as much as a hundred records,
 # so little traffic is visited seldom and much traffic often.
 MIN_WAIT, START_WAIT, MAX_WAIT = 0.001, 0.02, 0.1
-# Where nothing comes at all, waits grow beyond that, slowly: by a tenth each.
-IDLE_WAIT, IDLE_GROWTH = 0.25, 1.1
+# Where nothing comes at all the kernel is asked to wake the reader. So long, if it doesn't.
+IDLE_WAIT = 1.0
 FEW_RECORDS, MANY_RECORDS = 1_024, 4_096
 # So long after the last batch of many, memory that is free is given back, in seconds.
 REST_S, MUCH_RECORDS = 1.0, 256
@@ -61,6 +61,9 @@ class RingLike(Protocol):
 
     def release(self) -> None:
         """Give what was read back to the kernel."""
+
+    def wake_me(self) -> None:
+        """Ask the kernel to make that readable with the next record."""
 
     def fill(self) -> float:
         """How full the ring is, from 0 to 1."""
@@ -196,11 +199,15 @@ class Pipeline:
     def _read(self) -> None:
         wait = START_WAIT
         with select.epoll() as poll:
-            # Edge-triggered: programs wake the reader only when it lags. Level-triggered,
-            # one such wake-up would end every later wait at once while there is traffic.
+            # Edge-triggered: programs wake the reader only when it lags, or sleeps. Level-
+            # triggered, one such wake-up would end every later wait while there is traffic.
             poll.register(self._ring.fileno(), select.EPOLLIN | select.EPOLLET)
             poll.register(self._stop_fd, select.EPOLLIN)
             while not self._stopping:
+                if wait == IDLE_WAIT:
+                    self._ring.wake_me()
+                    if self._ring.fill():  # came before it could tell
+                        wait = START_WAIT
                 poll.poll(wait)
                 wait = next_wait(wait, self._empty_ring())
         while self._empty_ring() and time.monotonic() < self._drain_until:
@@ -292,7 +299,7 @@ class Pipeline:
 def next_wait(wait: float, records: int) -> float:
     """How long to leave the ring alone, in seconds, after a wait that gathered `records`."""
     if not records and wait >= MAX_WAIT:
-        return min(IDLE_WAIT, wait * IDLE_GROWTH)
+        return IDLE_WAIT
     if records < FEW_RECORDS:
         return min(MAX_WAIT, wait * 2)
     if records > MANY_RECORDS:

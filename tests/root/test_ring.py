@@ -186,6 +186,21 @@ def test_poll_sees_unread_records(start: Callable[..., Kernel]) -> None:
     assert poll.poll(0) == []
 
 
+def test_the_next_record_wakes_who_asked(start: Callable[..., Kernel]) -> None:
+    kernel = start()
+    with select.epoll() as poll:
+        poll.register(kernel.ring.fileno(), select.EPOLLIN | select.EPOLLET)
+        call(WRITE, 1)
+        assert poll.poll(0.1) == []
+        kernel.ring.wake_me()
+        assert poll.poll(0.1) == []
+        call(WRITE, 1)
+        assert poll.poll(5) == [(kernel.ring.fileno(), select.EPOLLIN)]
+        call(WRITE, 1)
+        assert poll.poll(0.1) == []
+    assert len(emptied(kernel)) == 3
+
+
 def test_a_view_outlives_the_kernel_side(start: Callable[..., Kernel]) -> None:
     kernel = start()
     call(WRITE, 5)

@@ -99,6 +99,7 @@ __u32 cfg_filters = 0;
 __u32 cfg_writer = 1; /* in .data */
 __u8 cfg_mark = 1;
 __u64 written = 0;
+__u32 ring_awaited = 0;
 
 const struct flow_record *__btf_flow_record __attribute__((unused));
 const enum flow_loss *__btf_flow_loss __attribute__((unused));
@@ -162,7 +163,8 @@ int enter_getprio(struct enter_args *ctx)
 		r->text_len = number & 0xffff;
 		bpf_get_current_comm(r->comm, sizeof(r->comm));
 		__builtin_memset(r->text, number & 0xff, sizeof(r->text));
-		bpf_ringbuf_submit(r, BPF_RB_NO_WAKEUP);
+		bpf_ringbuf_submit(r, ring_awaited ? BPF_RB_FORCE_WAKEUP : BPF_RB_NO_WAKEUP);
+		ring_awaited = 0;
 		add(&counts, FLOW_COUNT_EXCHANGES);
 	}
 	return 0;

@@ -174,7 +174,9 @@ class Kernel:
             knobs = {"cfg_self_tgid": os.getpid(), "cfg_filters": entries.mask}
             self._write_knobs({**knobs, **self.settings.knobs})
             ring = self._bpf[RING]
-            self._ring = Ring(ring.get_fd(), ring.get_max_entries(), self.layout.record)
+            self._ring = Ring(
+                ring.get_fd(), ring.get_max_entries(), self.layout.record, self._awaited()
+            )
         except BaseException:
             self.close()
             raise
@@ -301,6 +303,14 @@ class Kernel:
                 if len(key) != bpf_map.get_key_size() or bpf_map.get_value_size() != 1:
                     raise LayoutError(f"{self._object.name}: map {name} has another key or value")
                 sys.map_update(bpf_map.get_fd(), key, bytes([value]))
+
+    def _awaited(self) -> tuple[int, int] | None:
+        """Return where the programs are told that the reader sleeps, for Ring."""
+        told = self._object.globals(".bss").get("ring_awaited")
+        if not told:
+            return None
+        (name,) = (each for each in self._bpf.get_map_names() if each.endswith(".bss"))
+        return self._bpf[name].get_fd(), told.value
 
     def _write_knobs(self, knobs: Mapping[str, int]) -> None:
         """Set globals. The compiler puts those that start as 0 into .bss, others into .data."""

@@ -41,12 +41,20 @@ class Ring:
     Not thread-safe: one thread reads and releases.
     """
 
-    def __init__(self, map_fd: int, map_bytes: int, record_dtype: np.dtype[np.void]) -> None:
+    def __init__(
+        self,
+        map_fd: int,
+        map_bytes: int,
+        record_dtype: np.dtype[np.void],
+        awaited: tuple[int, int] | None = None,
+    ) -> None:
         """Map the ring.
 
         map_fd: of a BPF_MAP_TYPE_RINGBUF; duplicated, so the caller keeps its own.
         map_bytes: the map's max_entries: a power of two, a multiple of the page.
         record_dtype: of every record in the ring.
+        awaited: descriptor of an array map, and where in it the programs find whether they are
+            to wake the reader (u32); None: nobody can be asked to.
         Raises KernelError where the kernel will not map it.
         """
         self.record_dtype = record_dtype
@@ -58,13 +66,19 @@ class Ring:
         try:
             consumer = mmap.mmap(self._fd, page)
             data = mmap.mmap(self._fd, page + map_bytes, prot=mmap.PROT_READ, offset=page)
+            self._maps: tuple[mmap.mmap, ...] = (consumer, data)
+            self._awaited = np.zeros(1, np.uint32)
+            if awaited:
+                fd, at = awaited
+                knobs = mmap.mmap(fd, page, offset=at // page * page)
+                self._maps = (*self._maps, knobs)
+                self._awaited = np.frombuffer(knobs, np.uint32, 1, at % page)
         except (OSError, ValueError) as error:
             os.close(self._fd)
             raise KernelError(
                 f"cannot map the ring buffer of {map_bytes} bytes: {error}",
                 "try a smaller ring: --ring-bytes",
             ) from None
-        self._maps: tuple[mmap.mmap, ...] = (consumer, data)
         self._consumer = np.frombuffer(consumer, np.uint64, 1)
         self._producer = np.frombuffer(data, np.uint64, 1)
         # Views are made of this array and not of the mmap itself: np.ndarray would hold
@@ -95,6 +109,14 @@ class Ring:
         only when woken: with them, read by time.
         """
         return self._fd
+
+    def wake_me(self) -> None:
+        """Have the next record make fileno() readable at once.
+
+        One that is being written just now may not: don't wait for ever.
+        """
+        self._awaited[0] = 1
+        self._fence()  # whoever reads next sees what came before the program could see this
 
     def fill(self) -> float:
         """Return how much of the ring is in use, 0.0 to 1.0."""
@@ -176,6 +198,7 @@ class Ring:
             return
         self._data = None
         self._consumer = self._producer = np.zeros(1, np.uint64)
+        self._awaited = np.zeros(1, np.uint32)
         self._position = self._taken = 0
         for pages in self._maps:
             with contextlib.suppress(BufferError):
