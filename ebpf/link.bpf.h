@@ -488,7 +488,7 @@ static __always_inline int link_alone(struct io *io, const struct runtime *runti
 	if (!thread || thread->in_hand.count)
 		return 0;
 	thread->alone = exchange;
-	thread->alone_ns = thread->handed = 0;
+	thread->alone_ns = thread->handed = thread->alone_read = 0;
 	return FLOW_EVIDENCE_WAKEUP;
 }
 
@@ -557,8 +557,10 @@ GLOBAL_IO(link_call, (protocol, stream, exchange), __u32 protocol, __u32 stream,
 found:
 	if (!io->cause.id || !evidence) {
 		io->cause.id = 0;
+		if (!stream)
+			return link_alone(io, runtime, exchange);
 		/* a connection of HTTP/2 is shared: who writes need not be who asks */
-		return stream ? 0 : link_alone(io, runtime, exchange);
+		return runtime->kind == RUNTIME_CPYTHON ? FLOW_EVIDENCE_WAKEUP : 0;
 	}
 	/* it may be over: what outlives the response still belongs to it */
 	call_of_cause(io);
@@ -573,6 +575,36 @@ GLOBAL_IO(link_answered, (exchange), __u64 exchange)
 	thread = thread_of((__u32)io->pid_tgid);
 	if (thread && thread->alone == exchange)
 		thread->alone_ns = io->start_ns;
+	return 0;
+}
+
+/*
+ * A stream of this host's own has its answer. exchange: nobody knows for whom it was; 0: that is
+ * known. gRPC's C library has one thread write for another, and one that serves nobody read the
+ * answer; that one wakes who waits for it, before it waits itself. Of two answers that come at
+ * once there is no telling who was woken for which.
+ */
+GLOBAL_IO(link_stream_answered, (exchange), __u64 exchange)
+{
+	struct runtime *runtime;
+	struct thread *thread;
+	__u32 tgid;
+
+	if (!cfg_link)
+		return 0;
+	tgid = io->pid_tgid >> 32;
+	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	if (!runtime || !runtime->serves || runtime->kind != RUNTIME_CPYTHON)
+		return 0;
+	thread = thread_make((__u32)io->pid_tgid);
+	if (!thread)
+		return 0;
+	if (thread->alone_read && thread->alone_ns == io->end_ns)
+		exchange = 0;
+	thread->alone = exchange;
+	thread->alone_ns = io->end_ns;
+	thread->handed = 0;
+	thread->alone_read = 1;
 	return 0;
 }
 

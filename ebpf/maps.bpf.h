@@ -262,15 +262,16 @@ struct thread {
 	__u8 loop;     /* it had several in hand at once: an event loop */
 	__u8 polled;   /* it polled while it had one in hand: may be one, too */
 	/* CPython */
-	__u8 request;	    /* enum request_seen: the message received last was a request */
-	__u16 doubt;	    /* how many more requests must be followed by a copy of a context */
-	__u8 accepted_told; /* a context was copied for `accepted` */
-	__u8 polls;	    /* EVENT_LOOP_CHECKS: it ever did */
-	__u32 accepted_in;  /* what ran then, context_mark(); if something did, `accepted` stays */
-	__u32 read_in;	    /* what ran as `last` was read, likewise; 0: nothing */
-	__u32 made_for;	    /* uvloop: the transport for which connection_made() was last */
-	__u16 accepts;	    /* uvloop: sockets accepted in this turn, */
-	__u16 made;	    /* and for how many of them connection_made() was since */
+	__u8 request;		/* enum request_seen: the message received last was a request */
+	__u16 doubt;		/* how many more requests must be followed by a copy of a context */
+	__u8 accepted_told;	/* a context was copied for `accepted` */
+	__u8 polls : 1,		/* EVENT_LOOP_CHECKS: it ever did */
+		alone_read : 1; /* `alone` was made by another thread, this one read the answer */
+	__u32 accepted_in; /* what ran then, context_mark(); if something did, `accepted` stays */
+	__u32 read_in;	   /* what ran as `last` was read, likewise; 0: nothing */
+	__u32 made_for;	   /* uvloop: the transport for which connection_made() was last */
+	__u16 accepts;	   /* uvloop: sockets accepted in this turn, */
+	__u16 made;	   /* and for how many of them connection_made() was since */
 	/* a thread that serves nobody: its last request without a parent, when its answer came */
 	__u64 alone;
 	__u64 alone_ns;
@@ -352,7 +353,8 @@ struct wait {
 	struct cause cause; /* id 0: nobody waits there now */
 	__u64 since_ns;
 	__u32 tid;
-	__u32 shared; /* several threads have waited on it, so it is none's own */
+	__u16 shared; /* several threads have waited on it, so it is none's own */
+	__u16 answer; /* CPython: for so long at most, so for no mutex; and for none of its calls */
 };
 
 struct {

@@ -58,10 +58,10 @@ int node_turn(void *ctx __attribute__((unused)))
 #define HANDED_WITHIN_NS 250000000ULL /* of the answer: user space waits no longer */
 
 /*
- * A thread of a pool that made a request for nobody known wakes, after the answer, the one
- * that waits for it, and that one serves. It must have begun to wait before the answer came:
- * who waits for a mere lock mostly does so later. Each one that it wakes is told, for if there
- * are several, user space takes none of them.
+ * A thread of a pool that made a request for nobody known, or read the answer to one, wakes,
+ * after the answer, the one that waits for it, and that one serves. It must have begun to wait
+ * before the answer came: who waits for a mere lock mostly does so later. Each one that it wakes
+ * is told, for if there are several, user space takes none of them.
  */
 static __always_inline int woken(__u64 pid_tgid, struct wait_key *key)
 {
@@ -71,7 +71,7 @@ static __always_inline int woken(__u64 pid_tgid, struct wait_key *key)
 	struct io *io;
 	__u64 now;
 
-	if (!thread || !thread->alone_ns)
+	if (!thread || !thread->alone_ns || !thread->alone)
 		return 0;
 	now = bpf_ktime_get_ns();
 	if (now - thread->alone_ns > HANDED_WITHIN_NS) {
@@ -81,8 +81,13 @@ static __always_inline int woken(__u64 pid_tgid, struct wait_key *key)
 	wait = bpf_map_lookup_elem(&waits, key);
 	io = io_get();
 	if (!wait || !io || wait->shared || wait->since_ns >= thread->alone_ns ||
-	    wait->cause.id == thread->handed || !cause_live(&wait->cause))
+	    (thread->alone_read && !wait->answer) || wait->cause.id == thread->handed ||
+	    !cause_live(&wait->cause)) {
+		/* who reads for others wakes the one that waits first of all */
+		if (thread->alone_read && !thread->handed)
+			thread->alone = 0;
 		return 0;
+	}
 	r = &io->spare;
 	io->pid_tgid = pid_tgid;
 	__builtin_memset(r, 0, sizeof(*r));
@@ -121,6 +126,8 @@ static __always_inline int futex(const struct pt_regs *regs)
 	if (command != FUTEX_WAIT && command != FUTEX_WAIT_BITSET)
 		return 0;
 	thread = thread_of((__u32)pid_tgid);
+	if (thread && thread->alone_read)
+		thread->alone = 0;
 	if (!thread || thread->in_hand.count != 1)
 		return 0;
 	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
@@ -136,6 +143,12 @@ static __always_inline int futex(const struct pt_regs *regs)
 		wait.shared = before && (before->shared || before->tid != wait.tid);
 	}
 	causes_only(&thread->in_hand, &wait.cause);
+	if (runtime->kind == RUNTIME_CPYTHON && ARG4(regs)) {
+		__u32 *calls, tid;
+
+		calls = cause_calls(&wait.cause, &tid);
+		wait.answer = calls && !(*calls & 0x7fffffff);
+	}
 	wait.since_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&waits, &key, &wait, BPF_ANY);
 	return 0;

@@ -247,7 +247,7 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 		streams_were_full = 1;
 		return;
 	}
-	if (cfg_link && c->role == FLOW_CLIENT && !e->evidence) {
+	if (cfg_link && c->role == FLOW_CLIENT && !e->cause.id) {
 		struct stream_entry *begun = stream_of(io->sk, e->id);
 
 		if (begun)
@@ -302,10 +302,14 @@ static __always_inline void frame_begin(struct conn *c, struct io *io, struct st
 /* One direction of a stream has ended. */
 static __always_inline void stream_half(struct conn *c, struct io *io, struct stream_entry *e)
 {
-	if (io->request)
+	if (io->request) {
 		e->request_end_ns = io->end_ns;
-	else
-		stream_over(c, e, FLOW_END_RESPONSE, io->end_ns);
+		return;
+	}
+	if (c->role == FLOW_CLIENT)
+		link_stream_answered(
+			io, e->cause.id || e->fate & FATE_SHED ? 0 : stream_exchange(c, e));
+	stream_over(c, e, FLOW_END_RESPONSE, io->end_ns);
 }
 
 /* A frame was read to its end. */

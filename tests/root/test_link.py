@@ -83,6 +83,7 @@ CASES = (
     Case("netty-shared-pool-agent", "async"),
     Case("nginx", "thread loop connect content"),
     Case("haproxy", "thread loop content"),
+    Case("nginx-flask-grpc-mysql", "loop connect thread goroutine wakeup", all=False),
 )
 
 
