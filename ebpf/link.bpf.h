@@ -507,6 +507,12 @@ GLOBAL_IO(call_of_cause, ())
 	return link_calls(&io->cause, 1);
 }
 
+/* One less. */
+GLOBAL_IO(call_less, ())
+{
+	return link_calls(&io->cause, 0);
+}
+
 /*
  * A request begins that this host makes on io->sk, in HTTP/2 on a stream of it; `exchange` is
  * its flow_exchange_id(). Sets io->cause and returns enum flow_evidence; the exchange it was made
@@ -543,7 +549,9 @@ GLOBAL_IO(link_call, (protocol, stream, exchange), __u32 protocol, __u32 stream,
 			return 0; /* its runtime says that it is nobody's */
 		if (evidence != FLOW_EVIDENCE_CONNECT)
 			goto found;
-		if (calls_of_cause(io) >= 0)
+		if (stream && runtime->event_loop & EVENT_LOOP_CHECKS)
+			call_less(io); /* threads share it: another may have been first */
+		else if (calls_of_cause(io) >= 0)
 			return evidence; /* connecting counted as the call */
 	}
 	evidence = link_current(io, protocol);
