@@ -194,7 +194,13 @@ SERVERS: list[tuple[dict[str, Any], Any, Any]] = [
     ({"host": "[2001:db8::1]"}, "2001:db8::1", 80),
     ({"host": "user:secret@a.example:81"}, "a.example", 81),
     ({"host": "a.example:99999"}, "a.example:99999", 80),
-    ({"host": "a b:c:d"}, "a b:c:d", 80),
+    # What is no host may be anything.
+    ({"host": "a b:c:d"}, "127.0.0.1", 8080),
+    ({"host": "h?t=SECRET"}, "127.0.0.1", 8080),
+    ({"host": "h/SECRET"}, "127.0.0.1", 8080),
+    ({"host": "u:SECR", "cut": [Slot.HOST]}, "127.0.0.1", 8080),
+    ({"target": "http://u:SECRET?x@h/"}, "127.0.0.1", 8080),
+    ({"target": "http://u:SECRET#x@h/", "host": "a.example"}, "127.0.0.1", 8080),
     ({"host": "a.exam", "cut": [Slot.HOST]}, "a.exam", ABSENT),
     ({"host": "a.example", "forwarded_proto": "https"}, "a.example", 443),
     # HTTP/1.0 needs no Host.
@@ -413,6 +419,27 @@ def test_credentials_cut_before_their_at_sign_are_not_shown(target: str) -> None
         called(target=target, host="h", cut=[Slot.TARGET]),
     ):
         assert "user" not in repr(attributes) and attributes["server.address"] == "h"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        ("/x/https://u:SECRET@evil/y", "/x/https://REDACTED:REDACTED@evil/y"),
+        ("//u:SECRET@h/p?q=1", "//REDACTED:REDACTED@h/p"),
+        ("http:/u:SECRET@h/", "http:/REDACTED:REDACTED@h/"),
+        ("jdbc:mysql://u:SECRET@h/db", "/REDACTED:REDACTED@h/db"),
+        ("/a/http://h:80/b@c/@d", "/a/http://h:80/b@c/@d"),
+    ],
+)
+def test_credentials_of_a_url_in_a_path_are_not_shown(target: str, path: str) -> None:
+    for attributes in (served(target=target), called(target=target, host="h")):
+        assert "SECRET" not in str(attributes)
+    assert served(target=target)["url.path"] == path or target.startswith("jdbc")
+
+
+def test_credentials_of_a_url_in_a_path_that_is_cut_are_not_shown() -> None:
+    cut = served(target="/x/https://u:SECR", cut=[Slot.TARGET])
+    assert cut["url.path"] == "/x/https://REDACTED"
 
 
 def test_connect_cut_before_its_at_sign_shows_no_credentials() -> None:

@@ -64,6 +64,8 @@ URL_FULL = "url.full"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _HOST_PORT = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::(\d{0,5}))?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+# RFC 3986 section 3.2, but for who logs in; hosts with characters beyond ASCII are seen, too.
+_AUTHORITY = re.compile(r"(?:\[[^\s/?#@\[\]]*\]?|[^\s/?#@:\[\]\\]+)(?::\d{0,5})?")
 _HTTP2 = 20
 # Head.method of a request whose method isn't known.
 METHOD_UNKNOWN = -1
@@ -285,12 +287,13 @@ def server_of(head: Head, target: TargetClass | None) -> Server:
         first = head.forwarded_proto.partition(",")[0].strip()
         if _SCHEME.fullmatch(first):
             scheme = first.lower()
+    half = not authority and head.cut(Slot.HOST)
     named = authority or head.host.rpartition("@")[2].strip()
-    if named:
-        half = not authority and head.cut(Slot.HOST)
+    # Anything else may be a password, with what followed it missing or taken for another part.
+    if _AUTHORITY.fullmatch(named):
         address, port = _host_port(named)
         if half:
-            port = None
+            named, port = address, None
         elif port is None and head.family != Family.UNIX:
             port = _DEFAULT_PORTS.get(scheme)
         return Server(address, port, scheme, named, half)

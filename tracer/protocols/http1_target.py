@@ -32,6 +32,9 @@ _ABSOLUTE = re.compile(r"([A-Za-z][A-Za-z0-9+.-]{0,31})://([^/?#]*)")
 _VALUE = re.compile(
     r"(?:^|(?<=&)) (?: [^&=]++ (?:==++)? | [^&=]{16,}+ = ) (?=&|\Z) | (?<==)[^&]+", re.VERBOSE
 )
+# In a path that contains a URL: who it logs in as, also where the end is cut off.
+_USERINFO = re.compile(r"(?<=[/:]/)[^/@]+@")
+_USERINFO_CUT = re.compile(r"(?<=[/:]/)[^/@:]*:[^/@]*\Z")
 _ESCAPED = re.compile("[\ud800-\udfff]")
 
 
@@ -63,6 +66,8 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
     if not cut and raw.isascii() and raw.startswith(b"/") and b"#" not in raw:
         text, mark, rest = raw.decode("ascii").partition("?")
         masked = _query(rest, query) if mark else ""
+        if "@" in text:
+            text = _without_userinfo(text, cut)
         if len(text) + len(masked) < MAX_BYTES:
             return Target(_origin(routes.route(text)), text.encode(), masked.encode())
     text = _text(raw, cut)
@@ -91,6 +96,7 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
     path, fragment, _ = path.partition("#")
     if fragment:
         mark = rest = ""
+    path = _without_userinfo(path, cut and not mark)
     place: Literal["", "path", "query"] = "" if not cut else "query" if mark else "path"
     route = _route(path, place == "path", routes)
     masked = _query(rest, query)
@@ -126,6 +132,12 @@ def _origin(route: str) -> TargetClass:
 
 def _query(text: str, setting: str) -> str:
     return text if setting == "raw" else mask(text) if setting == "mask" else ""
+
+
+def _without_userinfo(path: str, cut: bool) -> str:
+    """Replace credentials of URLs that a path contains; cut: its end is missing."""
+    path = _USERINFO.sub(f"{REDACTED}:{REDACTED}@", path)
+    return _USERINFO_CUT.sub(REDACTED, path) if cut else path
 
 
 def _without_credentials(authority: str) -> tuple[str, bool]:
