@@ -75,6 +75,7 @@ class Output:
         self._thread = threading.Thread(target=self._run, name="output", daemon=True)
         self._abandoned = False
         self._broken = False
+        self._gone = False  # whoever read it has seen enough
         self.written = 0
         self.dropped = 0
 
@@ -84,9 +85,9 @@ class Output:
 
     def submit(self, batch: SpanBatch) -> None:
         """Queue `batch`, or count its spans in `dropped`."""
-        if self._broken:
+        if self._gone:
             return
-        if not self._queue.put(batch, batch_bytes(batch)):
+        if self._broken or not self._queue.put(batch, batch_bytes(batch)):
             self.dropped += len(batch)
 
     def close(self, timeout: float) -> None:
@@ -113,10 +114,14 @@ class Output:
                 part = take(batch, rows)
                 while self._busy() and self._queue.fill() < ROOM and not self._abandoned:
                     time.sleep(PAUSE_S)
-                if self._abandoned:
-                    self.dropped += len(part)
-                elif not self._write("".join(f"{line}\n" for line in self._render(part))):
+                if self._gone:
                     return
+                if (
+                    self._abandoned
+                    or self._broken
+                    or not self._write("".join(f"{line}\n" for line in self._render(part)))
+                ):
+                    self.dropped += 0 if self._gone else len(part)
                 else:
                     self.written += len(part)
 
@@ -130,8 +135,8 @@ class Output:
                 select.select([], [self._fd], [])
             except OSError as error:
                 self._broken = True
-                gone = isinstance(error, BrokenPipeError)
-                self._on_broken("" if gone else error.strerror or str(error))
+                self._gone = isinstance(error, BrokenPipeError)
+                self._on_broken("" if self._gone else error.strerror or str(error))
                 return False
         return True
 

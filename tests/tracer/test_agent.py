@@ -417,9 +417,12 @@ def test_output_to_a_full_disk_says_why() -> None:
     output = Output(fd, lines, said.append)
     output.start()
     output.submit(batch_of(np.arange(10)))
+    wait_until(lambda: bool(said))
+    output.submit(batch_of(np.arange(5)))
     output.close(DEADLINE)
     os.close(fd)
     assert said == ["No space left on device"]
+    assert (output.written, output.dropped) == (0, 15)
 
 
 def test_tail_gets_what_matches_and_counts_what_does_not_fit() -> None:
