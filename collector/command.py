@@ -53,7 +53,7 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
         endpoint = ""
         if ExportConfig.requested(environ):
             config = ExportConfig.from_environment(environ)
-            endpoint = config.endpoint
+            endpoint = config.shown
             forwarder = Forwarder(config)
             stack.callback(forwarder.close, 0.0)
             everything.append(forwarder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
+import re
 import ssl
 import threading
 from collections import Counter
@@ -37,6 +38,7 @@ from tracer.export_tls import CERTIFICATE, KEY, mistaken
 _Made = TypeVar("_Made")
 
 MAX_MESSAGE_BYTES = 16 << 20
+_TOKEN = re.compile(rb"(?:[A-Za-z0-9._~+/-]+=*)?")  # RFC 6750 section 2.1; a line may be empty
 MAX_PENDING_BYTES = 64 << 20
 DECODERS = 2
 START_S = 30.0
@@ -183,6 +185,12 @@ def read_tokens(path: str) -> tuple[bytes, ...]:
     tokens = tuple(line.strip() for line in lines if line.strip())
     if not tokens:
         raise UsageError(f"{path}: no token in it", "write one a line")
+    for number, line in enumerate(lines, 1):
+        if not _TOKEN.fullmatch(line.strip()):
+            raise UsageError(
+                f"{path}:{number} is no token",
+                "letters, digits and -._~+/ in ASCII, = at the end (RFC 6750)",
+            )
     return tokens
 
 

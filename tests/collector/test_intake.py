@@ -35,7 +35,7 @@ from collector import intake_grpc
 from collector.address import Address
 from collector.collector import Collector, Settings
 from collector.decode import MalformedError
-from collector.intake import Intake, IntakeConfig, Tls, server_context
+from collector.intake import Intake, IntakeConfig, Tls, read_tokens, server_context
 from collector.intake_http import TooLargeError, unpack
 from collector.limits import Limits
 from tests.collector.otlp_messages import Keep, message, request
@@ -389,6 +389,16 @@ def test_pending_bytes_are_bounded() -> None:
         status, _, headers = run.post(b"x" * 101)
         assert (status, headers["retry-after"]) == (429, "1")
         assert run.post(BODY[:50])[0] == 400
+
+
+@pytest.mark.parametrize("line", ["sch\u00f6n", "a b", "a\0b", "\ufeffabc"])
+def test_a_file_of_what_is_no_token(tmp_path: Path, line: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_bytes(b"good-1._~+/==\n\n")
+    assert read_tokens(str(file)) == (b"good-1._~+/==",)
+    file.write_text(f"good\n{line}\n", "utf-8")
+    with pytest.raises(UsageError, match=":2 is no token"):
+        read_tokens(str(file))
 
 
 def test_tokens() -> None:
