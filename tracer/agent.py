@@ -29,6 +29,7 @@ from tracer.descriptors import make_room
 from tracer.errors import UsageError, WirespanError
 from tracer.export import Exporter
 from tracer.export_config import ExportConfig
+from tracer.export_reply import NOT_OTLP
 from tracer.flows import Reassembler
 from tracer.governor import Governor, Look
 from tracer.instance import InstanceLock
@@ -95,6 +96,7 @@ class Agent:
         self._options = options
         self._stop = threading.Event()
         self._failure = ""
+        self._remarked = False
         if taken.stats_fd is not None:
             stack.callback(os.close, taken.stats_fd)
         environ = environment(options, os.environ)
@@ -279,10 +281,13 @@ class Agent:
         if self._exporter is None or self._config is None:
             return ""
         stats = self._exporter.stats()
+        if stats.last_error == NOT_OTLP and not self._remarked:
+            self._remarked = True
+            say(f"{self._config.shown}: {NOT_OTLP}")
         if stats.failing and not before:
-            say(f"cannot export to {self._config.endpoint}: {stats.failing}; trying on")
+            say(f"cannot export to {self._config.shown}: {stats.failing}; trying on")
         if before and not stats.failing:
-            say(f"exporting to {self._config.endpoint} again")
+            say(f"exporting to {self._config.shown} again")
         return stats.failing
 
     def _end(self) -> None:
@@ -408,7 +413,7 @@ class Agent:
             "requests": stats.requests,
             "retries": stats.retries,
         }
-        return status.Export(self._config.endpoint, self._config.protocol, counts, stats.last_error)
+        return status.Export(self._config.shown, self._config.protocol, counts, stats.last_error)
 
     def _banner(self) -> None:
         attached = sum(program.attached for program in self._kernel.programs())

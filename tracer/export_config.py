@@ -81,6 +81,12 @@ class ExportConfig:
     limits: Limits = Limits()
     signal: Signal = "traces"
 
+    @property
+    def shown(self) -> str:
+        """The endpoint as it may be shown: what is in its query may be a secret."""
+        address, query, _ = self.endpoint.partition("?")
+        return f"{address}?REDACTED" if query else address
+
     @staticmethod
     def requested(environ: Mapping[str, str], signal: Signal = "traces") -> bool:
         """Tell whether the environment names an OTLP endpoint for a signal."""

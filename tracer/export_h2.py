@@ -26,7 +26,7 @@ from h2.events import (
 
 from tracer import grpc_wire
 from tracer.export_config import ExportConfig, user_agent
-from tracer.export_reply import METHODS, Reply, accepted, of_status, shorten
+from tracer.export_reply import METHODS, Reply, accepted, hinted, of_status, shorten
 from tracer.grpc_wire import CONTENT_TYPE, PREFIX, Wire
 
 GZIP_LEVEL = 1  # as over HTTP
@@ -100,7 +100,8 @@ class H2Transport:
         except OSError as error:
             self.close()
             text = getattr(error, "verify_message", "") or error.strerror or str(error)
-            return of_status("UNAVAILABLE", shorten(f"{self._authority}: {text}"))
+            text = hinted(shorten(text), self._context is not None)
+            return of_status("UNAVAILABLE", f"{self._authority}: {text}")
 
     def abort(self) -> None:
         """End the call under way, from any thread; nothing can be sent any more."""

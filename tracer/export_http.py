@@ -18,7 +18,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from tracer.export_config import ExportConfig, user_agent
-from tracer.export_reply import Reply, Verdict, accepted, shorten, status_message
+from tracer.export_reply import NOT_OTLP, Reply, Verdict, accepted, hinted, shorten, status_message
 from tracer.export_tls import client_context
 
 RETRYABLE = frozenset({429, 502, 503, 504})
@@ -46,6 +46,7 @@ class HttpTransport:
             "user-agent": user_agent(),
         }
         self._gzip = config.gzip
+        self._secure = config.secure
         if config.gzip:
             self._headers["content-encoding"] = "gzip"
         self._connection: http.client.HTTPConnection
@@ -80,13 +81,14 @@ class HttpTransport:
             return Reply(Verdict.RETRY, f"no answer within {timeout_s} s")
         except ssl.SSLCertVerificationError as error:
             self._connection.close()
-            return Reply(Verdict.RETRY, f"TLS: {shorten(error.verify_message)}")
+            return Reply(Verdict.RETRY, f"TLS: {hinted(shorten(error.verify_message), True)}")
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
             text = getattr(error, "strerror", None) or str(error) or type(error).__name__
             # Its subclass is an end without an answer.
             no_http = type(error) is http.client.BadStatusLine
-            return Reply(Verdict.RETRY, NO_HTTP if no_http else shorten(text))
+            text = NO_HTTP if no_http else hinted(shorten(text), self._secure)
+            return Reply(Verdict.RETRY, text)
 
     def abort(self) -> None:
         """End the request under way, from any thread; nothing can be sent any more."""
@@ -158,7 +160,11 @@ def _reply(response: http.client.HTTPResponse, answer: bytes) -> Reply:
     typed = response.getheader("content-type", CONTENT_TYPE).partition(";")[0].strip()
     is_protobuf = typed.lower() == CONTENT_TYPE
     if 200 <= response.status < 300:
-        return accepted(answer) if is_protobuf else Reply(Verdict.ACCEPTED)
+        if is_protobuf:
+            return accepted(answer)
+        # OTLP's other form says the same in JSON; a page, of a login or a proxy, says nothing.
+        otlp = not answer.strip() or typed.lower() == "application/json"
+        return Reply(Verdict.ACCEPTED, "" if otlp else NOT_OTLP)
     text = status_message(answer) if is_protobuf else shorten(answer.decode("utf-8", "replace"))
     message = shorten(f"HTTP {response.status} {response.reason}: {text}")
     if response.status in RETRYABLE:

@@ -27,6 +27,23 @@ RETRYABLE = frozenset(
 )
 # What of a receiver's words is kept.
 MAX_MESSAGE = 300
+NOT_OTLP = "the answer is not OTLP: is this the right endpoint?"
+# What a connection fails with, and what may be the matter; the first that fits.
+_CLIENT = "it may want a client certificate: OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE, _CLIENT_KEY"
+TLS_HINTS = (
+    ("WRONG_VERSION_NUMBER", "it speaks no TLS: write http://, or --insecure"),
+    ("UNKNOWN_CA", "it does not trust who signed OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE"),
+    ("CERTIFICATE_REQUIRED", _CLIENT),
+    ("closed", _CLIENT),
+    ("EOF occurred", _CLIENT),
+    ("reset by peer", _CLIENT),
+    ("self-signed", "--otlp-certificate names the file of the authority to trust"),
+    ("local issuer", "--otlp-certificate names the file of the authority to trust"),
+)
+PLAIN_HINTS = (
+    ("closed", "it may speak TLS: https://"),
+    ("reset by peer", "it may speak TLS: https://"),
+)
 
 
 class Verdict(Enum):
@@ -66,7 +83,7 @@ def accepted(body: bytes) -> Reply:
     try:
         partial = ExportTraceServiceResponse.FromString(body).partial_success
     except DecodeError:
-        return Reply(Verdict.ACCEPTED, "the answer is not OTLP: is this the right endpoint?")
+        return Reply(Verdict.ACCEPTED, NOT_OTLP)
     message = ""
     if partial.rejected_spans or partial.error_message:
         message = f"partial success: {partial.error_message or 'no reason given'}"
@@ -82,6 +99,14 @@ def of_status(code: str, message: str, details: bytes = b"") -> Reply:
     if code in RETRYABLE or exhausted:
         return Reply(Verdict.RETRY, text, retry_after_s=retry_after_s)
     return Reply(Verdict.REJECTED, text, unknown_signal=code == "UNIMPLEMENTED")
+
+
+def hinted(text: str, secure: bool) -> str:
+    """Add what to do about a connection that failed, where that can be told."""
+    for sign, hint in TLS_HINTS if secure else PLAIN_HINTS:
+        if sign in text:
+            return f"{text}: {hint}"
+    return text
 
 
 def status_message(body: bytes) -> str:

@@ -46,6 +46,7 @@ def test_export_is_requested_by_an_endpoint() -> None:
 def test_the_general_endpoint_gets_a_path(endpoint: str, url: str) -> None:
     for made in (config({P + "ENDPOINT": endpoint}), config(endpoint=endpoint)):
         assert made.endpoint == url
+        assert made.shown == url.replace("?key=1", "?REDACTED")
         assert made.secure == url.startswith("https")
 
 

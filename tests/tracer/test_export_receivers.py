@@ -30,7 +30,7 @@ from tests.tracer.receivers import (
 from tracer.errors import UsageError
 from tracer.export import Exporter, Transport, connect
 from tracer.export_config import ExportConfig, Limits, user_agent
-from tracer.export_reply import Reply, Verdict
+from tracer.export_reply import NOT_OTLP, Reply, Verdict, hinted
 from tracer.export_tls import client_context
 from tracer.otlp import Encoder
 
@@ -384,6 +384,33 @@ def test_http_codes(receiver: Receiver, code: int) -> None:
     assert f"HTTP {code}" in reply.message
     assert reply.message.isprintable()
     assert len(reply.message) <= 300
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "message"),
+    [
+        ("text/html", b"<p>log in</p>", NOT_OTLP),
+        ("application/x-protobuf", b"<p>log in</p>", NOT_OTLP),
+        ("text/plain", b"", ""),
+        ("application/json", b"{}", ""),
+    ],
+)
+def test_http_answers_that_are_not_otlp(
+    receiver: Receiver, content_type: str, body: bytes, message: str
+) -> None:
+    receiver.script.append(Answer(200, body=body, content_type=content_type))
+    with http_receiver(receiver) as port:
+        transport = connect(to("http/protobuf", port))
+        reply = transport.send(Encoder().encode(batch(1, 1)), WAIT_S)
+        transport.close()
+    assert (reply.verdict, reply.message) == (Verdict.ACCEPTED, message)
+
+
+def test_failed_connections_say_what_to_do() -> None:
+    assert "https://" in hinted("the connection was closed", False)
+    assert "CLIENT_CERTIFICATE" in hinted("the connection was closed", True)
+    assert "http://" in hinted("[SSL: WRONG_VERSION_NUMBER] wrong version number", True)
+    assert hinted("Connection refused", True) == "Connection refused"
 
 
 def test_http_retry_after(receiver: Receiver) -> None:
