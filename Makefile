@@ -53,7 +53,7 @@ arm64: build/arm64/tracer.bpf.o ## the eBPF object for 64-bit Arm, build/arm64/t
 .PHONY: wheel
 wheel: build ## a wheel in dist/ with the compiled objects inside
 	$(call say,wheel)
-	@rm -rf build/setuptools
+	@rm -rf build/setuptools dist/*.whl
 	@$(VENV)/bin/python -m pip wheel --quiet --disable-pip-version-check --no-deps \
 		--no-build-isolation --wheel-dir dist \
 		--config-settings=--build-option=--plat-name=linux_$(MACHINE) .

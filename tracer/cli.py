@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,9 @@ from tracer.replay.options import ReplayOptions
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit code: 0 done, 1 failed, 2 wrong usage."""
+    # Closed by whoever started it: what would be written there is not wanted.
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     try:
         code = _dispatch(parse(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()
@@ -63,6 +67,9 @@ def _dispatch(options: Options) -> int:
         case RunOptions():
             from tracer import startup
             from tracer.kernel import memory
+
+            # Until the agent handles it: what is in temporary files shall go.
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
             memory.keep_small()
             # First: what the agent imports starts threads, which would keep their rights.

@@ -291,7 +291,8 @@ class Contexts:
         try:
             self._tell(pid, found, has, loads)
         except OSError as error:
-            self._say(f"process {pid} can't be linked in: {error.strerror}")
+            if os.path.exists(f"/proc/{pid}"):
+                self._say(f"process {pid} can't be linked in: {error.strerror}")
 
     def _tell(self, pid: int, found: Found, has: Modules | None, loads: int) -> None:
         """Tell the kernel, which takes note in the same place that a process serves.

@@ -13,7 +13,7 @@ from tracer.errors import UsageError
 from tracer.instance import MAX_SOCKET_PATH
 from tracer.kernel.privileges import NUMBERS
 
-MAX_RING_BYTES = 1024 * 1024 * 1024
+MAX_RING_BYTES = 512 * 1024 * 1024  # libbpf wants BTF to tell its size as that of an array
 MAX_CONNECTIONS = 4_194_304
 PAGE_BYTES = 4096
 MAX_TIMEOUT_S = 3_600.0
@@ -151,7 +151,7 @@ def ring_size(text: str) -> int:
     if not PAGE_BYTES <= size <= MAX_RING_BYTES:
         raise UsageError(
             f"--ring-size: {text} is out of range",
-            f"{PAGE_BYTES // 1024}K to {MAX_RING_BYTES // 1024**3}G",
+            f"{PAGE_BYTES // 1024}K to {MAX_RING_BYTES // 1024**2}M",
         )
     return size
 

@@ -540,15 +540,18 @@ def test_a_probe_that_is_refused(looked: Looked, monkeypatch: pytest.MonkeyPatch
     assert looked.said == ["no uprobes; links inside such processes will be missing"]
 
 
-def test_a_full_map(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("there", [True, False], ids=["lives", "is gone"])
+def test_a_full_map(looked: Looked, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
     def full(*_: object) -> None:
         raise OSError(7, "Argument list too long")
 
     monkeypatch.setattr(kernel_sys, "map_update", full)
     looked.answers = {11: [found(None)]}
+    monkeypatch.setattr(os.path, "exists", lambda path: there)
     looked.contexts.start()
     looked.contexts.close()
-    assert looked.said == ["process 11 can't be linked in: Argument list too long"]
+    told = "process 11 can't be linked in: Argument list too long"
+    assert looked.said == [told] * there
 
 
 def test_a_full_queue_never_blocks(looked: Looked) -> None:

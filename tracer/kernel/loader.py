@@ -36,7 +36,7 @@ LOSSES = "losses"
 COUNTS = "counts"
 CONNECTIONS = "conns"
 
-MAX_RING_BYTES = 1 << 30
+MAX_RING_BYTES = 1 << 29
 MAX_CONNECTIONS = 1 << 22
 
 _LOG_DIRECTORY = Path("/var/log/wirespan")
