@@ -102,6 +102,10 @@ fuzz-intake: $(VENV)/.dev ## damaged OTLP sent to a collector's intake (FUZZ_SEC
 deploy-check: setup ## render and check what is in deploy/ (ARGS=--write: docs/reference/deploy.md)
 	@scripts/deploy.sh $(ARGS)
 
+.PHONY: kube
+kube: ## apply the manifests to a real kube-apiserver (ARGS=--write: docs/reference/kube.md)
+	@scripts/kube.sh $(ARGS)
+
 .PHONY: insns
 insns: $(OBJECTS) ## instructions per eBPF program
 	@scripts/insns.sh $(filter %.bpf.o,$(OBJECTS))

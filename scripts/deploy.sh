@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Check what is in deploy/: `deploy.sh`. The unit by systemd's own tools, the manifests by
 # rendering and by decoding them strictly into Kubernetes' types (tests/deploy, built once and
-# kept in build/cache). Writes docs/reference/deploy.md with `deploy.sh --write`.
+# kept in build/cache). Writes docs/reference/deploy.md with `deploy.sh --write`; `--rendered`
+# prints the manifests and does no more.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/build/tools/bin:$PATH"
@@ -20,6 +21,7 @@ if [ ! -x "$program" ]; then
 	mv "$program.part" "$program"
 fi
 rendered=$("$program" deploy/kubernetes)
+[ "${1:-}" != --rendered ] || { echo "$rendered"; exit; }
 documents=$(grep -c '^# .*: [A-Z][A-Za-z]*$' <<<"$rendered")
 echo "deploy: $documents rendered documents are valid"
 

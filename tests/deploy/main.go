@@ -31,6 +31,10 @@ var cases = map[string]map[string]any{
 		"arguments":    []any{"--exclude-port", "22"},
 		"nodeSelector": map[string]any{"kubernetes.io/os": "linux"},
 		"image":        map[string]any{"tag": "x"},
+		"env":          []any{map[string]any{"name": "OTEL_EXPORTER_OTLP_CERTIFICATE", "value": "/tls/ca.crt"}},
+		"volumes": []any{map[string]any{
+			"name": "tls", "secret": map[string]any{"secretName": "wirespan-tls"}}},
+		"volumeMounts": []any{map[string]any{"name": "tls", "mountPath": "/tls", "readOnly": true}},
 	},
 	"no tolerations": {"tolerations": []any{}},
 }
