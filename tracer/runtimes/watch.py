@@ -23,7 +23,8 @@ from tracer.runtimes.golang import Go
 from tracer.runtimes.node import Node
 from tracer.runtimes.proc import Mapping, Memory, mappings, opened
 
-MAX_PROCESSES = 1 << 16
+# They are looked at again for some minutes only, and each takes 1.6 KB where it runs CPython.
+MAX_PROCESSES = 1 << 10
 MAX_FILES = 1 << 12
 
 # Files besides the executable that can hold a runtime. The executable itself may be
@@ -108,11 +109,6 @@ class Runtimes:
         if self._sink is not None and (found.runtime is not None or (found.ready and found.reason)):
             self._sink(found)
         return found
-
-    def forget(self, pid: int) -> None:
-        """Drop a process that has ended."""
-        with self._lock:
-            self._processes.pop(pid, None)
 
     def gone(self, file: FileId) -> None:
         """Have the next process with a file reported as the first: its uprobes are gone."""

@@ -40,15 +40,13 @@ def test_a_process_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         again = runtimes.look(os.getpid(), again=afresh)
         assert again is not None and not again.first and again.file == one.file
     runtimes.gone(one.file)
-    runtimes.forget(os.getpid())
-    anew = runtimes.look(os.getpid())
+    anew = runtimes.look(os.getpid(), again=True)
     assert anew is not None and anew.first
 
 
 def test_a_vanished_process() -> None:
     runtimes = Runtimes(lambda found: pytest.fail(f"told of {found}"))
     assert runtimes.look(ended()) is None
-    runtimes.forget(ended())
 
 
 def identity(path: Path) -> tuple[int, int]:
