@@ -114,16 +114,14 @@ class Output:
                 part = take(batch, rows)
                 while self._busy() and self._queue.fill() < ROOM and not self._abandoned:
                     time.sleep(PAUSE_S)
-                if self._gone:
-                    return
-                if (
-                    self._abandoned
-                    or self._broken
-                    or not self._write("".join(f"{line}\n" for line in self._render(part)))
-                ):
-                    self.dropped += 0 if self._gone else len(part)
-                else:
+                if self._abandoned or self._broken:
+                    self.dropped += len(part)
+                elif self._write("".join(f"{line}\n" for line in self._render(part))):
                     self.written += len(part)
+                elif self._gone:
+                    return
+                else:
+                    self.dropped += len(part)
 
     def _write(self, text: str) -> bool:
         rest = memoryview(text.encode(errors="backslashreplace"))

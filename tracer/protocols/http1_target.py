@@ -67,7 +67,7 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
         text, mark, rest = raw.decode("ascii").partition("?")
         masked = _query(rest, query) if mark else ""
         if "@" in text:
-            text = _without_userinfo(text, cut)
+            text = _without_userinfo(text, cut=False)
         if len(text) + len(masked) < MAX_BYTES:
             return Target(_origin(routes.route(text)), text.encode(), masked.encode())
     text = _text(raw, cut)
@@ -96,7 +96,7 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
     path, fragment, _ = path.partition("#")
     if fragment:
         mark = rest = ""
-    path = _without_userinfo(path, cut and not mark)
+    path = _without_userinfo(path, cut=cut and not mark)
     place: Literal["", "path", "query"] = "" if not cut else "query" if mark else "path"
     route = _route(path, place == "path", routes)
     masked = _query(rest, query)
@@ -134,7 +134,7 @@ def _query(text: str, setting: str) -> str:
     return text if setting == "raw" else mask(text) if setting == "mask" else ""
 
 
-def _without_userinfo(path: str, cut: bool) -> str:
+def _without_userinfo(path: str, *, cut: bool) -> str:
     """Replace credentials of URLs that a path contains; cut: its end is missing."""
     path = _USERINFO.sub(f"{REDACTED}:{REDACTED}@", path)
     return _USERINFO_CUT.sub(REDACTED, path) if cut else path
