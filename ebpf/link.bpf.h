@@ -44,34 +44,38 @@ static __always_inline struct thread *thread_of(__u32 tid)
 	return bpf_map_lookup_elem(&threads, &tid);
 }
 
-static __always_inline struct thread *thread_make(__u32 tid)
+/* What runs in the process of a thread; NULL: nobody asks for links, or it isn't known. */
+static __always_inline struct runtime *runtime_of(__u64 pid_tgid)
 {
-	struct thread *thread = thread_of(tid);
+	__u32 tgid = pid_tgid >> 32;
 
-	if (!thread) {
-		static const struct thread blank_thread = {};
-
-		bpf_map_update_elem(&threads, &tid, &blank_thread, BPF_NOEXIST);
-		thread = thread_of(tid);
-	}
-	return thread;
+	return cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
 }
 
 /*
- * The same, and what its name says. A thread of the JVM's ForkJoinPools carries virtual threads,
- * each for a while, or runs others' tasks while it waits: like an event loop it has several in
- * hand, even where it reads one request at a time.
+ * The current thread, which is met for the first time perhaps: then its name may tell something.
+ * One of the JVM's ForkJoinPools carries virtual threads, each for a while, or runs others' tasks
+ * while it waits: like an event loop it has several in hand, even where it reads one request at a
+ * time.
  */
-static __always_inline struct thread *thread_known(const struct runtime *runtime, __u32 tid)
+static __always_inline struct thread *thread_make(const struct runtime *runtime, __u32 tid)
 {
+	static const struct thread blank_thread = {};
 	struct thread *thread = thread_of(tid);
 
 	if (thread)
 		return thread;
-	thread = thread_make(tid);
+	bpf_map_update_elem(&threads, &tid, &blank_thread, BPF_NOEXIST);
+	thread = thread_of(tid);
 	if (thread && runtime->event_loop & EVENT_LOOP_CHECKS && task_carries())
 		thread->loop = 1;
 	return thread;
+}
+
+/* Calls that are under way, of a count that threads change on their own: it may be below 0. */
+static __always_inline __u32 calls_count(const __u32 *calls)
+{
+	return *calls & 0x7fffffff;
 }
 
 /* Of an exchange under way: its count of calls, and its thread. NULL if it is over. */
@@ -307,19 +311,14 @@ static __always_inline void heard_one(struct thread *thread)
 GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 {
 	struct cause cause = { .sk = 0, .index = index, .id = id };
-	__u32 tgid;
-	struct runtime *runtime;
+	struct runtime *runtime = runtime_of(io->pid_tgid);
 	struct thread *thread;
 
-	if (!cfg_link)
-		return 0;
-	tgid = io->pid_tgid >> 32;
-	cause.sk = io->sk;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime)
 		return 0;
+	cause.sk = io->sk;
 	if (runtime->kind == RUNTIME_GO && http1) {
-		struct context_key key = { .tgid = tgid, .kind = GOROUTINE };
+		struct context_key key = { .tgid = io->pid_tgid >> 32, .kind = GOROUTINE };
 		struct context known = { .cause = cause };
 		__u64 parent;
 
@@ -330,7 +329,7 @@ GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 			bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
 	}
 	runtime->serves = 1;
-	thread = thread_known(runtime, (__u32)io->pid_tgid);
+	thread = thread_make(runtime, (__u32)io->pid_tgid);
 	if (!thread)
 		return 0;
 	causes_add(&thread->in_hand, &cause, 1);
@@ -408,10 +407,8 @@ GLOBAL_IO(link_current, (protocol), __u32 protocol)
 	cause->id = 0;
 	tgid = io->pid_tgid >> 32;
 	tid = (__u32)io->pid_tgid;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
-	if (!runtime)
-		return 0;
-	if (runtime->kind == RUNTIME_OPAQUE)
+	runtime = runtime_of(io->pid_tgid);
+	if (!runtime || runtime->kind == RUNTIME_OPAQUE)
 		return 0;
 	if (runtime->kind == RUNTIME_GO) {
 		/* Go's clients of HTTP have goroutines that write for others */
@@ -425,7 +422,7 @@ GLOBAL_IO(link_current, (protocol), __u32 protocol)
 		struct context_key key = { .tgid = tgid };
 
 		/* a thread of a pool may serve nobody and yet run in a context */
-		thread = thread_make(tid);
+		thread = thread_make(runtime, tid);
 		if (!thread)
 			return 0;
 		key.context = python_context(runtime, thread);
@@ -484,7 +481,7 @@ static __always_inline int link_alone(struct io *io, const struct runtime *runti
 
 	if (runtime->kind != RUNTIME_THREADS && runtime->kind != RUNTIME_CPYTHON)
 		return 0;
-	thread = thread_make((__u32)io->pid_tgid);
+	thread = thread_make(runtime, (__u32)io->pid_tgid);
 	if (!thread || thread->in_hand.count)
 		return 0;
 	thread->alone = exchange;
@@ -498,7 +495,7 @@ GLOBAL_IO(calls_of_cause, ())
 	__u32 *calls, tid;
 
 	calls = cause_calls(&io->cause, &tid);
-	return calls ? (int)(*calls & 0x7fffffff) : -1;
+	return calls ? (int)calls_count(calls) : -1;
 }
 
 /* One more is under way. */
@@ -520,17 +517,12 @@ GLOBAL_IO(call_less, ())
  */
 GLOBAL_IO(link_call, (protocol, stream, exchange), __u32 protocol, __u32 stream, __u64 exchange)
 {
-	struct runtime *runtime;
+	struct runtime *runtime = runtime_of(io->pid_tgid);
 	struct hint *hint;
 	int evidence;
-	__u32 tgid;
 	__u64 sk;
 
-	if (!cfg_link)
-		return 0;
 	io->cause.id = 0;
-	tgid = io->pid_tgid >> 32;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !runtime->serves) /* for whom should it ask? */
 		return 0;
 	sk = hint_key(io->sk, stream);
@@ -594,17 +586,12 @@ GLOBAL_IO(link_answered, (exchange), __u64 exchange)
  */
 GLOBAL_IO(link_stream_answered, (exchange), __u64 exchange)
 {
-	struct runtime *runtime;
+	struct runtime *runtime = runtime_of(io->pid_tgid);
 	struct thread *thread;
-	__u32 tgid;
 
-	if (!cfg_link)
-		return 0;
-	tgid = io->pid_tgid >> 32;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !runtime->serves || runtime->kind != RUNTIME_CPYTHON)
 		return 0;
-	thread = thread_make((__u32)io->pid_tgid);
+	thread = thread_make(runtime, (__u32)io->pid_tgid);
 	if (!thread)
 		return 0;
 	if (thread->alone_read && thread->alone_ns == io->end_ns)
@@ -657,15 +644,10 @@ static __always_inline int polls(const struct runtime *runtime, __u32 tid)
 /* A connection is being opened: its first request is for whom this thread runs now. */
 GLOBAL_IO(link_connect, ())
 {
+	struct runtime *runtime = runtime_of(io->pid_tgid);
 	struct hint hint = {};
-	__u32 tgid;
 	__u64 sk;
-	struct runtime *runtime;
 
-	if (!cfg_link)
-		return 0;
-	tgid = io->pid_tgid >> 32;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !(runtime->event_loop & EVENT_LOOP_CONNECTS) ||
 	    polls(runtime, (__u32)io->pid_tgid))
 		return 0;
@@ -689,15 +671,10 @@ GLOBAL_IO(link_connect, ())
 GLOBAL_IO(link_looked, ())
 {
 	struct hint hint = { .evidence = FLOW_EVIDENCE_CHECKOUT }, *before;
-	struct runtime *runtime;
+	struct runtime *runtime = runtime_of(io->pid_tgid);
 	struct conn *c;
-	__u32 tgid;
 	__u64 sk;
 
-	if (!cfg_link)
-		return 0;
-	tgid = io->pid_tgid >> 32;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
 	if (!runtime || !runtime->serves || !(runtime->event_loop & EVENT_LOOP_CHECKS))
 		return 0;
 	sk = io->sk;

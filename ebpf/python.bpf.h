@@ -30,8 +30,7 @@ HOOK("uprobe.multi", python_put, struct pt_regs *ctx)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct context_key key = { .tgid = pid_tgid >> 32, .kind = WORK_ITEM };
-	__u32 tgid = pid_tgid >> 32;
-	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	struct runtime *runtime = runtime_of(pid_tgid);
 	struct context known = {};
 	struct io *io;
 
@@ -58,6 +57,7 @@ HOOK("uprobe.multi", python_got, struct pt_regs *ctx)
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct context_key key = { .tgid = pid_tgid >> 32, .kind = WORK_ITEM };
 	struct context *known = NULL;
+	struct runtime *runtime;
 	struct thread *thread;
 
 	if (!cfg_ready)
@@ -65,7 +65,8 @@ HOOK("uprobe.multi", python_got, struct pt_regs *ctx)
 	key.context = RETURNED(ctx);
 	if (key.context)
 		known = bpf_map_lookup_elem(&contexts, &key);
-	thread = known ? thread_make((__u32)pid_tgid) : thread_of((__u32)pid_tgid);
+	runtime = known ? runtime_of(pid_tgid) : NULL;
+	thread = runtime ? thread_make(runtime, (__u32)pid_tgid) : thread_of((__u32)pid_tgid);
 	if (!thread)
 		return;
 	thread->work.id = 0;

@@ -16,15 +16,15 @@
 static __always_inline int turn(void)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u32 tid = (__u32)pid_tgid, tgid = pid_tgid >> 32;
-	struct thread *thread = cfg_link ? bpf_map_lookup_elem(&threads, &tid) : NULL;
+	__u32 tid = (__u32)pid_tgid;
+	struct thread *thread = cfg_link ? thread_of(tid) : NULL;
 	struct runtime *runtime;
 
 	if (!thread) {
-		runtime = cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
+		runtime = runtime_of(pid_tgid);
 		if (!runtime || !(runtime->event_loop & EVENT_LOOP_CHECKS))
 			return 0;
-		thread = thread_known(runtime, tid);
+		thread = thread_make(runtime, tid);
 		if (!thread)
 			return 0;
 	}
@@ -113,14 +113,12 @@ static __always_inline int futex(const struct pt_regs *regs)
 	struct runtime *runtime;
 	struct thread *thread;
 	__u64 pid_tgid;
-	__u32 tgid;
 
 	if (!cfg_link)
 		return 0;
 	pid_tgid = bpf_get_current_pid_tgid();
-	tgid = pid_tgid >> 32;
 	key.futex = ARG1(regs);
-	key.tgid = tgid;
+	key.tgid = pid_tgid >> 32;
 	if (command == FUTEX_WAKE || command == FUTEX_WAKE_BITSET)
 		return woken(pid_tgid, &key);
 	if (command != FUTEX_WAIT && command != FUTEX_WAIT_BITSET)
@@ -130,7 +128,7 @@ static __always_inline int futex(const struct pt_regs *regs)
 		thread->alone = 0;
 	if (!thread || thread->in_hand.count != 1)
 		return 0;
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	runtime = runtime_of(pid_tgid);
 	if (!runtime || key.futex - runtime->locks < runtime->locks_size)
 		return 0;
 	wait.tid = (__u32)pid_tgid;
@@ -147,7 +145,7 @@ static __always_inline int futex(const struct pt_regs *regs)
 		__u32 *calls, tid;
 
 		calls = cause_calls(&wait.cause, &tid);
-		wait.answer = calls && !(*calls & 0x7fffffff);
+		wait.answer = calls && !calls_count(calls);
 	}
 	wait.since_ns = bpf_ktime_get_ns();
 	bpf_map_update_elem(&waits, &key, &wait, BPF_ANY);
@@ -285,12 +283,11 @@ static __always_inline int jvm_marks(const struct pt_regs *regs)
 static __always_inline struct thread *accepting(void)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u32 tgid = pid_tgid >> 32;
-	struct runtime *runtime = cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
+	struct runtime *runtime = runtime_of(pid_tgid);
 
 	if (!runtime || runtime->kind != RUNTIME_CPYTHON)
 		return NULL;
-	return thread_make((__u32)pid_tgid);
+	return thread_make(runtime, (__u32)pid_tgid);
 }
 
 static __always_inline __u64 accepted_key(__u32 tid, __u16 number)
@@ -307,10 +304,11 @@ static __always_inline __u64 accepted_key(__u32 tid, __u16 number)
 static __always_inline void accepted(struct thread *thread, const struct io *io)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
-	__u32 tgid = pid_tgid >> 32, in = 0;
-	struct context_key key = { accepted_key((__u32)pid_tgid, thread->accepts), tgid, ACCEPTED };
+	struct context_key key = { accepted_key((__u32)pid_tgid, thread->accepts), pid_tgid >> 32,
+				   ACCEPTED };
 	struct context which = { .cause = { .sk = io->sk, .index = io->ino } };
-	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	struct runtime *runtime = runtime_of(pid_tgid);
+	__u32 in = 0;
 
 	if (runtime && runtime->interpreter)
 		in = context_mark(python_context(runtime, thread));
@@ -363,7 +361,6 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 {
 	__u64 pid_tgid = bpf_get_current_pid_tgid();
 	struct context_key key = { .tgid = pid_tgid >> 32 };
-	__u32 tgid = pid_tgid >> 32;
 	struct runtime *runtime;
 	struct thread *thread;
 	struct context copy = {}, *before;
@@ -374,7 +371,7 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	if (!cfg_ready || !RETURNED(ctx))
 		return;
 	thread = thread_of((__u32)pid_tgid);
-	runtime = bpf_map_lookup_elem(&runtimes, &tgid);
+	runtime = runtime_of(pid_tgid);
 	if (!thread || !runtime || runtime->kind != RUNTIME_CPYTHON)
 		return;
 	key.context = python_context(runtime, thread);
@@ -386,7 +383,7 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	if (runtime->frame && !copy.cause.sk && thread->accepted && !thread->accepted_in)
 		called = protocol_called(runtime, thread->python, &transport);
 	if (passes == QUEUED_OUT) {
-		struct context_key waited = { request, tgid, REQUEST };
+		struct context_key waited = { request, key.tgid, REQUEST };
 
 		__builtin_memset(&copy, 0, sizeof(copy));
 		before = bpf_map_lookup_elem(&contexts, &waited);
