@@ -82,6 +82,7 @@ struct io {
 	__u64 vector;	    /* IO_MANY: user address of the messages */
 	__u64 msg;	    /* fentry: address of the struct msghdr */
 	struct cause cause; /* what link_call() found */
+	__u64 virtual;	    /* what virtual_thread() found */
 	struct user_iovec batch[IO_IOVECS];
 	struct window win;
 	/* what the stack has no room for: the verifier of 6.1 rounds each frame up to 32 bytes */

@@ -11,11 +11,7 @@
 #ifndef WIRESPAN_LINK_H
 #define WIRESPAN_LINK_H
 
-#include "maps.bpf.h"
-
-#define THREADS_MOST 64 /* of a CPython process that are looked through */
-
-SEC(".data") __u32 cfg_link = 0; /* contexts are to be looked at */
+#include "thread.bpf.h"
 
 static __always_inline void causes_add(struct causes *set, const struct cause *cause, int by)
 {
@@ -37,39 +33,6 @@ static __always_inline void causes_only(const struct causes *set, struct cause *
 static __always_inline __u64 exchange_id(const struct flow_record *r)
 {
 	return flow_exchange_id(r->conn_id, r->start_ns, r->request_seq);
-}
-
-static __always_inline struct thread *thread_of(__u32 tid)
-{
-	return bpf_map_lookup_elem(&threads, &tid);
-}
-
-/* What runs in the process of a thread; NULL: nobody asks for links, or it isn't known. */
-static __always_inline struct runtime *runtime_of(__u64 pid_tgid)
-{
-	__u32 tgid = pid_tgid >> 32;
-
-	return cfg_link ? bpf_map_lookup_elem(&runtimes, &tgid) : NULL;
-}
-
-/*
- * The current thread, which is met for the first time perhaps: then its name may tell something.
- * One of the JVM's ForkJoinPools carries virtual threads, each for a while, or runs others' tasks
- * while it waits: like an event loop it has several in hand, even where it reads one request at a
- * time.
- */
-static __always_inline struct thread *thread_make(const struct runtime *runtime, __u32 tid)
-{
-	static const struct thread blank_thread = {};
-	struct thread *thread = thread_of(tid);
-
-	if (thread)
-		return thread;
-	bpf_map_update_elem(&threads, &tid, &blank_thread, BPF_NOEXIST);
-	thread = thread_of(tid);
-	if (thread && runtime->event_loop & EVENT_LOOP_CHECKS && task_carries())
-		thread->loop = 1;
-	return thread;
 }
 
 /* Calls that are under way, of a count that threads change on their own: it may be below 0. */
@@ -103,77 +66,6 @@ static __always_inline __u32 *cause_calls(const struct cause *cause, __u32 *tid)
 	return &r->calls;
 }
 
-/*
- * The context that the current thread of a CPython process runs in; 0: none, or the thread's
- * own, which CPython makes unseen as soon as somebody needs one there. Where that one lies may
- * have been a copy before, that ran for somebody. It is the only one that was never entered.
- */
-static __always_inline __u64 context_of(struct runtime *runtime, struct thread *thread)
-{
-	__u64 base, state, id = 0, context = 0;
-	__u32 entered = 0;
-	int i;
-
-	base = THREAD_POINTER(bpf_get_current_task());
-	if (runtime->tls_state) {
-		if (bpf_probe_read_user(&state, sizeof(state), (void *)(base + runtime->tls_state)))
-			return 0;
-		goto found;
-	}
-	state = thread->python;
-	if (state && !bpf_probe_read_user(&id, sizeof(id), (void *)(state + runtime->thread_id)) &&
-	    id == base)
-		goto found;
-	if (bpf_probe_read_user(&state, sizeof(state), (void *)runtime->interpreter))
-		return 0;
-	state += runtime->threads_head;
-	if (bpf_probe_read_user(&state, sizeof(state), (void *)state))
-		return 0;
-	for (i = 0; i < THREADS_MOST && state; i++) {
-		if (bpf_probe_read_user(&id, sizeof(id), (void *)(state + runtime->thread_id)))
-			return 0;
-		if (id == base) {
-			thread->python = state;
-			goto found;
-		}
-		if (bpf_probe_read_user(&state, sizeof(state), (void *)(state + runtime->next)))
-			return 0;
-	}
-	return 0;
-found:
-	if (!state)
-		return 0;
-	thread->python = state;
-	bpf_probe_read_user(&context, sizeof(context), (void *)(state + runtime->context));
-	if (context)
-		bpf_probe_read_user(&entered, sizeof(entered),
-				    (void *)(context + runtime->entered));
-	return entered ? context : 0;
-}
-
-#ifdef OLD_KERNEL
-__noinline __u64 python_context_old(__u32 tgid, __u32 tid)
-{
-	struct runtime *runtime = bpf_map_lookup_elem(&runtimes, &tgid);
-	struct thread *thread = thread_of(tid);
-
-	return runtime && thread ? context_of(runtime, thread) : 0;
-}
-static __always_inline __u64 python_context(struct runtime *runtime, struct thread *thread)
-{
-	__u64 pid_tgid = bpf_get_current_pid_tgid();
-
-	(void)runtime;
-	(void)thread;
-	return python_context_old(pid_tgid >> 32, (__u32)pid_tgid);
-}
-#else
-__noinline __u64 python_context(struct runtime *runtime, struct thread *thread)
-{
-	return runtime && thread ? context_of(runtime, thread) : 0;
-}
-#endif
-
 /* Tells a context apart from the few that run in the same turn: of its address what varies. */
 static __always_inline __u32 context_mark(__u64 context)
 {
@@ -205,27 +97,6 @@ static __always_inline int context_cause(const struct context_key *key, struct c
 	cause->index = fate_index(c->answered, fate_of(&c->rec));
 	cause->id = exchange_id(&c->rec);
 	return 1;
-}
-
-/* The goroutine that runs on this thread, by what its g says. */
-static __always_inline __u64 goroutine_of(const struct runtime *runtime, __u64 g, __u64 *parent)
-{
-	__u64 goid = 0;
-
-	*parent = 0;
-	if (!g || bpf_probe_read_user(&goid, sizeof(goid), (void *)(g + runtime->goid)))
-		return 0;
-	if (runtime->parent_goid)
-		bpf_probe_read_user(parent, sizeof(*parent), (void *)(g + runtime->parent_goid));
-	return goid;
-}
-
-static __always_inline __u64 current_g(const struct runtime *runtime)
-{
-	__u64 base = THREAD_POINTER(bpf_get_current_task()), g = 0;
-
-	bpf_probe_read_user(&g, sizeof(g), (void *)(base + runtime->tls_g));
-	return g;
 }
 
 static __always_inline int cause_live(const struct cause *cause)
@@ -305,8 +176,8 @@ static __always_inline void heard_one(struct thread *thread)
 
 /*
  * The head of a request has been read: its thread, or what runs on it, has it in hand. http1:
- * how many the connection has under way, with this one; a goroutine that read several at once
- * serves one after the other, unseen, and calls for nobody who could be named.
+ * how many the connection has under way, with this one; a goroutine or a virtual thread that read
+ * several at once serves one after the other, unseen, and calls for nobody who could be named.
  */
 GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 {
@@ -317,21 +188,23 @@ GLOBAL_IO(link_serve, (index, id, http1), __u64 index, __u64 id, __u32 http1)
 	if (!runtime)
 		return 0;
 	cause.sk = io->sk;
-	if (runtime->kind == RUNTIME_GO && http1) {
+	runtime->serves = 1;
+	thread = thread_make(runtime, (__u32)io->pid_tgid);
+	if (!thread)
+		return 0;
+	if (http1 && (runtime->kind == RUNTIME_GO || virtual_thread(io))) {
 		struct context_key key = { .tgid = io->pid_tgid >> 32, .kind = GOROUTINE };
 		struct context known = { .cause = cause };
 		__u64 parent;
 
 		if (http1 > 1)
 			known.cause.id = 0;
-		key.context = goroutine_of(runtime, current_g(runtime), &parent);
+		key.context = runtime->kind == RUNTIME_GO
+				      ? goroutine_of(runtime, current_g(runtime), &parent)
+				      : io->virtual;
 		if (key.context)
 			bpf_map_update_elem(&contexts, &key, &known, BPF_ANY);
 	}
-	runtime->serves = 1;
-	thread = thread_make(runtime, (__u32)io->pid_tgid);
-	if (!thread)
-		return 0;
 	causes_add(&thread->in_hand, &cause, 1);
 	causes_add(&thread->idle, &cause, 1);
 	if (thread->in_hand.count > 1)
@@ -437,7 +310,19 @@ GLOBAL_IO(link_current, (protocol), __u32 protocol)
 		}
 		goto found;
 	}
-	thread = thread_of(tid);
+	/* a virtual thread may go on on one that has read nothing yet */
+	thread = runtime->event_loop & EVENT_LOOP_CHECKS ? thread_make(runtime, tid)
+							 : thread_of(tid);
+	if (thread && thread->carries && virtual_thread(io)) {
+		struct context_key key = { io->virtual, tgid, GOROUTINE };
+		struct context *known = bpf_map_lookup_elem(&contexts, &key);
+
+		if (known) {
+			*cause = known->cause;
+			evidence = FLOW_EVIDENCE_THREAD;
+		}
+		goto found;
+	}
 	if (!thread || !thread->in_hand.count)
 		return 0;
 	if (runtime->kind != RUNTIME_NODE)
@@ -638,7 +523,7 @@ static __always_inline int polls(const struct runtime *runtime, __u32 tid)
 	if (!(runtime->event_loop & EVENT_LOOP_CHECKS))
 		return 0;
 	thread = thread_of(tid);
-	return !thread || thread->polls;
+	return !thread || (thread->polls && !thread->carries);
 }
 
 /* A connection is being opened: its first request is for whom this thread runs now. */

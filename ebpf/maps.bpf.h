@@ -186,12 +186,16 @@ enum event_loop {
 };
 
 struct runtime {
-	__u64 interpreter; /* CPython: address of the pointer to the main interpreter; 0: unknown */
-	__u32 kind;	   /* enum runtime_kind */
+	/*
+	 * CPython: address of the pointer to the main interpreter; JVM: to the list of its threads,
+	 * where the numbers of virtual ones can be read; 0: unknown
+	 */
+	__u64 interpreter;
+	__u32 kind; /* enum runtime_kind */
 	/* CPython: where in PyInterpreterState and PyThreadState */
 	__u32 threads_head;
 	__u32 next;
-	__u32 thread_id; /* pthread_self(): the thread's FS base */
+	__u32 thread_id; /* pthread_self(): the thread's FS base; JVM: in OSThread */
 	__u32 context;
 	__s32 tls_state; /* the thread's own state, from its FS base; 0: in the list alone */
 	/* Go: g from the FS base, and what is where in it */
@@ -208,7 +212,11 @@ struct runtime {
 	/* CPython: its locks that say nothing of who waits for whom (the GIL) are in here */
 	__u32 locks_size;
 	__u64 locks;
-	__u32 entered;	  /* CPython: where in a Context is whether something runs in it */
+	/*
+	 * CPython: where in a Context is whether something runs in it; JVM: where in a JavaThread,
+	 * whether it carries a virtual one
+	 */
+	__u32 entered;
 	__u32 event_loop; /* enum event_loop */
 	__u32 serves;	  /* set by the kernel's side: it has read a request */
 	/* CPython: where in an object its type is, and in a type its name */
@@ -227,7 +235,11 @@ struct runtime {
 	__u16 code_name; /* where in a code object its name is */
 	__u16 text;	 /* where in a string of ASCII its characters begin */
 	__u16 tornado;	 /* it has loaded tornado, or may: frames are to be looked at for it */
-	__u16 pad[4];
+	/* JVM: where in the list how many threads it has and the array of them are, */
+	__u16 java_count;
+	__u16 java_array;
+	__u16 java_os;	   /* in a Thread, its OSThread, */
+	__u16 java_number; /* and in a JavaThread, the number of the Java thread that it runs now */
 };
 
 struct {
@@ -257,7 +269,7 @@ struct thread {
 	struct cause last;     /* that of the last message received in this turn */
 	__u64 accepted;	       /* socket accepted last: in this turn, or see accepted_in; SEVERAL */
 	__u64 accepted_ino;
-	__u64 python;  /* its PyThreadState */
+	__u64 own;     /* its PyThreadState or JavaThread */
 	__u8 messages; /* received in this turn: 0, 1, more */
 	__u8 loop;     /* it had several in hand at once: an event loop */
 	__u8 polled;   /* it polled while it had one in hand: may be one, too */
@@ -266,6 +278,7 @@ struct thread {
 	__u16 doubt;		/* how many more requests must be followed by a copy of a context */
 	__u8 accepted_told;	/* a context was copied for `accepted` */
 	__u8 polls : 1,		/* EVENT_LOOP_CHECKS: it ever did */
+		carries : 1,	/* likewise: it is a ForkJoinPool's, or carries virtual threads */
 		alone_read : 1; /* `alone` was made by another thread, this one read the answer */
 	__u32 accepted_in; /* what ran then, context_mark(); if something did, `accepted` stays */
 	__u32 read_in;	   /* what ran as `last` was read, likewise; 0: nothing */
@@ -287,10 +300,10 @@ struct {
 	__type(value, struct thread);
 } threads SEC(".maps");
 
-/* Contexts of CPython and goroutines: for whom they run. Addresses and numbers by process. */
+/* Contexts of CPython, goroutines, virtual threads: for whom they run. By process. */
 enum context_kind {
-	CONTEXT = 0, /* of CPython; also a number that Node's preload or the JVM's agent gave */
-	GOROUTINE = 1,
+	CONTEXT = 0,   /* of CPython; also a number that Node's preload or the JVM's agent gave */
+	GOROUTINE = 1, /* or a virtual thread of a JVM */
 	WORK_ITEM = 2, /* CPython: in a pool's queue */
 	REQUEST = 3,   /* CPython: in the queue of tornado's client of HTTP */
 	ACCEPTED = 4,  /* CPython: a thread's number, and which of the sockets of this turn it is */

@@ -126,7 +126,8 @@ static __always_inline int futex(const struct pt_regs *regs)
 	thread = thread_of((__u32)pid_tgid);
 	if (thread && thread->alone_read)
 		thread->alone = 0;
-	if (!thread || thread->in_hand.count != 1)
+	/* what a carrier waits for is its next task */
+	if (!thread || thread->in_hand.count != 1 || thread->carries)
 		return 0;
 	runtime = runtime_of(pid_tgid);
 	if (!runtime || key.futex - runtime->locks < runtime->locks_size)
@@ -379,9 +380,9 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	if (key.context)
 		known = context_cause(&key, &copy.cause);
 	if (runtime->frame && runtime->tornado)
-		passes = queued(runtime, thread->python, &request);
+		passes = queued(runtime, thread->own, &request);
 	if (runtime->frame && !copy.cause.sk && thread->accepted && !thread->accepted_in)
-		called = protocol_called(runtime, thread->python, &transport);
+		called = protocol_called(runtime, thread->own, &transport);
 	if (passes == QUEUED_OUT) {
 		struct context_key waited = { request, key.tgid, REQUEST };
 

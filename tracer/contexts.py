@@ -27,6 +27,7 @@ from tracer.runtimes import modules, pyqueue
 from tracer.runtimes.cpython import CPython
 from tracer.runtimes.elf import ElfError
 from tracer.runtimes.golang import GRPC, Go
+from tracer.runtimes.hotspot import HotSpot
 from tracer.runtimes.modules import Modules
 from tracer.runtimes.node import Node
 from tracer.runtimes.proc import opened
@@ -36,7 +37,7 @@ from tracer.spans import Resource
 
 # enum runtime_kind and struct runtime of ebpf/maps.bpf.h; a test keeps both equal.
 THREADS, CPYTHON, GO, NODE, OPAQUE = range(1, 6)
-RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQIIIHHHHHHHHHH8x")
+RUNTIME = struct.Struct("=QIIIIIiiIIIIIIIIIQIIIHHHHHHHHHHHHHH")
 
 _TRANSPORT = f"{GRPC}/internal/transport"
 _ROUND_TRIP = "net/http.(*persistConn).roundTrip"
@@ -109,6 +110,16 @@ def value_of(
             )
         case Go() as go:
             return _packed(GO, go=_go(go), serves=serves)
+        case HotSpot() as java:
+            return _packed(
+                THREADS,
+                interpreter=java.threads,
+                python=(0, 0, java.pthread, 0, 0),
+                rest=(0, 0, java.continuation),
+                event_loop=EVENT_LOOPS["java"],
+                serves=serves,
+                java=(java.count, java.array, java.os_thread, java.number),
+            )
         case Node():
             return _packed(NODE, event_loop=TURNS | CONNECTS | TIMERS, serves=serves)
         # The path may be a link that is named after addresses (/proc/PID/map_files).
@@ -130,8 +141,9 @@ def _packed(
     event_loop: int = 0,
     serves: bool = False,
     objects: Sequence[int] = (0,) * 10,
+    java: Sequence[int] = (0,) * 4,
 ) -> bytes:
-    return RUNTIME.pack(interpreter, kind, *python, *go, *rest, event_loop, serves, *objects)
+    return RUNTIME.pack(interpreter, kind, *python, *go, *rest, event_loop, serves, *objects, *java)
 
 
 def _go(go: Go) -> tuple[int, ...]:

@@ -131,12 +131,12 @@ def _java(
 
 
 def virtual_java() -> Path | None:
-    """Return a `java` of this host that has virtual threads (21), None if there is none."""
+    """Return a `java` of this host that numbers virtual threads (24), None if there is none."""
     for home in sorted(Path("/usr/lib/jvm").glob("*")):
         release = home / "release"
         said = release.read_text() if release.is_file() else ""
         version = re.search(r'^JAVA_VERSION="(\d+)', said, re.MULTILINE)
-        if version and int(version[1]) >= 21:
+        if version and int(version[1]) >= 24:
             return home / "bin" / "java"
     return None
 
@@ -144,7 +144,7 @@ def virtual_java() -> Path | None:
 def _needs_virtual() -> None:
     _JAVA()
     if virtual_java() is None:
-        raise BenchError("not installed: Java 21 or later")
+        raise BenchError("not installed: Java 24 or later")
 
 
 def _node(mode: str, *, preload: bool = False) -> Callable[[int, str], Command]:
@@ -240,9 +240,22 @@ WORKLOADS: tuple[Workload, ...] = (
         "java-virtual",
         _java("Threads", "httpclient", serving="virtual"),
         _needs_virtual,
-        right=0.0,
+    ),
+    _row(
+        THREADS,
+        "java-virtual-urlconnection-3",
+        _java("Threads", "urlconnection", serving="virtual"),
+        _needs_virtual,
+        calls=3,
     ),
     _row(EXECUTORS, "java-executor", _java("Threads", "executor"), _JAVA),
+    _row(
+        EXECUTORS,
+        "java-virtual-executor",
+        _java("Threads", "executor", serving="virtual"),
+        _needs_virtual,
+        right=0.0,
+    ),
     _row(EXECUTORS, "java-async-3", _java("Threads", "async"), _JAVA, calls=3, right=0.0),
     _row(NETTY, "netty", _java("Loops", "own", "epoll"), _JAVA),
     _row(NETTY, "netty-nio", _java("Loops", "own", "nio"), _JAVA),

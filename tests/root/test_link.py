@@ -53,6 +53,15 @@ class Case:
     all: bool = True
 
 
+VIRTUAL = (
+    (
+        Case("java-virtual", "checkout connect"),
+        Case("java-virtual-urlconnection-3", "thread connect"),
+        Case("java-virtual-executor", "", all=False),
+    )
+    if virtual_java()
+    else ()
+)
 CASES = (
     Case("gunicorn-gthread", "thread"),  # its workers are forked and never exec
     Case("flask-executor-3", "queue"),
@@ -76,7 +85,7 @@ CASES = (
     Case("java-httpclient", "checkout connect"),
     Case("java-urlconnection", "thread connect"),
     Case("java-forkjoin", "", all=False),
-    *([Case("java-virtual", "", all=False)] if virtual_java() else []),
+    *VIRTUAL,
     Case("java-async-3", "", all=False),
     Case("java-httpclient-agent", "async"),
     Case("java-async-3-agent", "async"),

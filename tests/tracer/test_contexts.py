@@ -28,6 +28,7 @@ from tracer.protocols.base import Processes
 from tracer.runtimes import modules
 from tracer.runtimes.cpython import CPython, Frames
 from tracer.runtimes.golang import GRPC, WANTED_FUNCTIONS, WANTED_MEMBERS, Go
+from tracer.runtimes.hotspot import HotSpot
 from tracer.runtimes.modules import Modules
 from tracer.runtimes.node import Node
 from tracer.runtimes.pclntab import Function
@@ -79,7 +80,7 @@ NODE = Node((22, 1, 0), None, None)
 
 
 def found(
-    runtime: CPython | Go | Node | None,
+    runtime: CPython | Go | HotSpot | Node | None,
     reason: str = "",
     *,
     pid: int = 0,
@@ -96,7 +97,7 @@ def told(what: Found) -> dict[str, int]:
     value = value_of(what)
     assert len(value) == dtype.itemsize
     row = np.frombuffer(value, dtype=dtype)[0]
-    return {name: int(row[name]) for name in dtype.names or () if name != "pad" and row[name]}
+    return {name: int(row[name]) for name in dtype.names or () if row[name]}
 
 
 # The layout.
@@ -108,11 +109,11 @@ def test_packing_equals_the_struct() -> None:
     assert fields is not None and dtype.itemsize == RUNTIME.size
     codes = {"Q": ("u", 8), "I": ("u", 4), "i": ("i", 4), "H": ("u", 2)}
     at, packed = 0, []
-    for code in RUNTIME.format.lstrip("=").replace("8x", ""):
+    for code in RUNTIME.format.lstrip("="):
         packed.append((at, *codes[code]))
         at += codes[code][1]
     ours = [(at, info.kind, info.itemsize) for info, at, *_ in fields.values()]
-    assert packed == ours[:-1] and dtype.names and dtype.names[-1] == "pad"
+    assert packed == ours and dtype.names
     assert dtype.names[contexts._SERVES] == "serves"
 
 
@@ -205,6 +206,20 @@ def test_go_before_grpc_told_streams_apart() -> None:
     members = {key: at for key, at in GO.members.items() if key[1] != "Stream"}
     value = told(found(replace(GO, members=members)))
     assert not {"grpc_client_stream", "grpc_server_stream"} & value.keys()
+
+
+def test_java() -> None:
+    assert told(found(HotSpot(0x7000_0000, 4, 16, 568, 20, 1312, 1240))) == {
+        "kind": contexts.THREADS,
+        "event_loop": contexts.CONNECTS | contexts.CHECKS,
+        "interpreter": 0x7000_0000,
+        "thread_id": 20,
+        "entered": 1240,
+        "java_count": 4,
+        "java_array": 16,
+        "java_os": 568,
+        "java_number": 1312,
+    }
 
 
 def test_node() -> None:

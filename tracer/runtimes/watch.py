@@ -16,10 +16,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tracer.runtimes import cpython, golang, node, pyqueue
+from tracer.runtimes import cpython, golang, hotspot, node, pyqueue
 from tracer.runtimes.cpython import CPython
 from tracer.runtimes.elf import Elf, ElfError
 from tracer.runtimes.golang import Go
+from tracer.runtimes.hotspot import HotSpot
 from tracer.runtimes.node import Node
 from tracer.runtimes.proc import Mapping, Memory, mappings, opened
 
@@ -29,19 +30,23 @@ MAX_FILES = 1 << 12
 
 # Files besides the executable that can hold a runtime. The executable itself may be
 # the dynamic loader, so interpreters count by name too.
-_LIBRARY = re.compile(r"(lib)?python3[.\d]*[a-z]*(\.so[.\d]*)?$|libnode\.so[.\d]*$|node(js)?$")
+_LIBRARY = re.compile(
+    r"(lib)?python3[.\d]*[a-z]*(\.so[.\d]*)?$|libnode\.so[.\d]*$|node(js)?$|libjvm\.so$"
+)
+# A library that an executable asks for -> the one with the runtime, which it then loads.
+_LOADERS = {"libjli.so": "libjvm.so"}
 
 FileId = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """An executable whose runtime is in a library, which the dynamic linker has yet to map."""
+    """An executable whose runtime is in a library, which has yet to be mapped."""
 
     library: str
 
 
-_Image = cpython.Image | Go | Node | Needs | str | None
+_Image = cpython.Image | hotspot.Image | Go | Node | Needs | str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +61,7 @@ class Found:
     """
 
     pid: int
-    runtime: CPython | Go | Node | None
+    runtime: CPython | Go | HotSpot | Node | None
     reason: str
     file: FileId
     path: Path
@@ -198,17 +203,36 @@ class Runtimes:
         if isinstance(image, Needs):
             reason = f"{image.library} is being loaded"
             return Found(pid, None, reason, file, path, True, ready=False)
+        if isinstance(image, hotspot.Image):
+            return self._hotspot(pid, mapping, path, file, image)
         if not isinstance(image, cpython.Image):
             runtime = image if isinstance(image, Go | Node) else None
             return Found(pid, runtime, image if isinstance(image, str) else "", file, path, True)
         try:
-            with opened(path) as elf:
-                base = elf.base(mapping.start, mapping.offset) if elf.is_pie else 0
+            base = _base(path, mapping)
             return Found(pid, cpython.inspect(image, base, Memory(pid)), "", file, path, True)
         except cpython.NotReady:
             return Found(pid, None, "the interpreter is starting", file, path, True, ready=False)
         except cpython.Unfit as error:
             return Found(pid, None, str(error), file, path, True)
+
+    def _hotspot(
+        self, pid: int, mapping: Mapping, path: Path, file: FileId, image: hotspot.Image
+    ) -> Found:
+        """Describe a JVM. One whose virtual threads can't be told apart is a plain program."""
+        try:
+            runtime = hotspot.inspect(image, _base(path, mapping), Memory(pid))
+        except hotspot.NotReady:
+            return Found(pid, None, "the JVM is starting", file, path, True, ready=False)
+        except OSError:
+            runtime = None
+        return Found(pid, runtime, "", file, path, True)
+
+
+def _base(path: Path, mapping: Mapping) -> int:
+    """Return what to add to addresses of a file. Raises OSError, ElfError."""
+    with opened(path) as elf:
+        return elf.base(mapping.start, mapping.offset) if elf.is_pie else 0
 
 
 def _read(elf: Elf, mapping: Mapping) -> _Image:
@@ -218,7 +242,12 @@ def _read(elf: Elf, mapping: Mapping) -> _Image:
         if python is not None:
             return python
         # Node before Go: looking for Go's build information is the dearer of the two.
-        return node.image(elf, mapping.name) or golang.image(elf) or _needs(elf)
+        return (
+            node.image(elf, mapping.name)
+            or hotspot.image(elf, mapping.name)
+            or golang.image(elf)
+            or _needs(elf)
+        )
     except golang.Unfit as error:
         return str(error)
     except ElfError as error:
@@ -226,7 +255,8 @@ def _read(elf: Elf, mapping: Mapping) -> _Image:
 
 
 def _needs(elf: Elf) -> Needs | None:
-    return next((Needs(name) for name in elf.needed() if _LIBRARY.match(name)), None)
+    names = (_LOADERS.get(name, name) for name in elf.needed())
+    return next((Needs(name) for name in names if _LIBRARY.match(name)), None)
 
 
 def _unreadable(pid: int, mapping: Mapping, path: Path) -> Found:
