@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 from collector import peers
 from collector.collector import Collector, Settings
 from collector.forward import Forwarder, ForwardStats
-from collector.intake import MEANINGS, Intake, IntakeConfig, Tls, read_tokens
+from collector.intake import MEANINGS, Intake, IntakeConfig, Tls, read_tokens, server_context
 from collector.model import Sink
 from collector.options import CollectOptions
-from tracer.errors import UsageError, WirespanError
+from tracer import ready
+from tracer.errors import UsageError
 from tracer.export_config import ExportConfig
+from tracer.export_tls import invalid
 
 if TYPE_CHECKING:
     from collector.embedded import Embedded
@@ -47,6 +48,9 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
     sinks: others than the OTLP receiver of the options; they are the caller's to close.
     """
     environ = environment(options.otlp, os.environ)
+    ready.check(options.ready_file)
+    intake_config = _intake_config(options)
+    _remark(intake_config.tls)
     with ExitStack() as stack:
         everything = list(sinks)
         forwarder: Forwarder | None = None
@@ -66,7 +70,6 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
                 "spans would go to nobody",
                 "set --otlp-endpoint, for example http://HOST:4317, or --store",
             )
-        intake_config = _intake_config(options)
         others = peers.connect(options.peers, intake_config.tokens, intake_config.tls)
         for other in others.values():
             stack.callback(other.close, 0.0)
@@ -83,7 +86,7 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
             intake = Intake(collector, intake_config)
             stack.callback(intake.close)
             _banner(intake, options, filter(None, (endpoint, options.store)))
-            with _ready_file(options.ready_file, intake.ports):
+            with ready.kept(options.ready_file, _ways_in(intake.ports)):
                 receivers = dict(others)
                 if forwarder:
                     receivers[endpoint] = forwarder
@@ -169,6 +172,12 @@ def _store(options: CollectOptions) -> Embedded | None:
     return embedded
 
 
+def _remark(tls: Tls | None) -> None:
+    """Say what senders will say of our certificate. Raises UsageError where it can't be used."""
+    if tls and (why := invalid(server_context(tls), tls.certificate)):
+        say(f"--tls-certificate {tls.certificate}: {why}; no sender that looks will trust it")
+
+
 def _banner(intake: Intake, options: CollectOptions, places: Iterable[str]) -> None:
     addresses = {"grpc": options.grpc, "http": options.http}
     where = []
@@ -179,6 +188,10 @@ def _banner(intake: Intake, options: CollectOptions, places: Iterable[str]) -> N
         if not address.is_loopback and options.open_intake:
             say(f"who reaches {address} may send spans, and read others' (--open-intake)")
     say(f"listening: {', '.join(where)}; spans go to {' and '.join(places)}")
+
+
+def _ways_in(ports: Mapping[str, int]) -> str:
+    return "".join(f"{name} {port}\n" for name, port in ports.items())
 
 
 def _wait(
@@ -231,25 +244,3 @@ def _signals(stop: threading.Event, status: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _ready_file(path: str, ports: Mapping[str, int]) -> Iterator[None]:
-    """Have the file, with a line NAME PORT for each way in, while the body runs."""
-    if not path:
-        yield
-        return
-    file = Path(path)
-    try:
-        # Whole or not at all: somebody waits for it.
-        draft = file.with_name(f".{file.name}.{os.getpid()}")
-        draft.write_text("".join(f"{name} {port}\n" for name, port in ports.items()))
-        draft.replace(file)
-    except OSError as error:
-        raise WirespanError(
-            f"cannot write the ready file {path}: {error.strerror}", "see --ready-file"
-        ) from None
-    try:
-        yield
-    finally:
-        file.unlink(missing_ok=True)

@@ -133,10 +133,11 @@ class Decoder:
             message = json_format.ParseDict(
                 document, ExportTraceServiceRequest(), ignore_unknown_fields=True
             )
-        except (
-            ValueError, TypeError, AttributeError, RecursionError, json_format.Error,
-        ) as error:  # fmt: skip
+        except (json.JSONDecodeError, json_format.ParseError) as error:
             raise MalformedError(f"not OTLP in JSON: {str(error)[:200]}") from None
+        except (ValueError, TypeError, AttributeError, RecursionError, json_format.Error):
+            # Their words are Python's, of types that no sender knows.
+            raise MalformedError("not OTLP in JSON: something is of another type there") from None
         return self.decode(message.SerializeToString())
 
     def _resource_spans(self, message: bytes, decoded: Decoded, walk: _Walk) -> None:

@@ -85,7 +85,7 @@ def parse(words: Sequence[str], now_ns: int, limit: int) -> Search:
             plain[key] = value
         else:
             if op in (">", ">=", "<", "<="):
-                _number(value, word)
+                _ = duration_ns(value) if key == "duration" else _number(value, word)
             terms.append(_Term(key, op, value))
     kind = plain.get("kind")
     if kind is not None and kind.lower() not in jaeger.KIND_NUMBERS:

@@ -16,19 +16,18 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, cast
 
 from collector.options import DEFAULT_QUERY
-from tracer import installed, metrics, render, status
+from tracer import installed, metrics, ready, render, status
 from tracer.clock import unix_offset_ns
 from tracer.contexts import Announced, Contexts
 from tracer.control import JSON, TEXT, Control, ControlServer
 from tracer.descriptors import make_room
 from tracer.errors import UsageError, WirespanError
 from tracer.export import Exporter
-from tracer.export_config import ExportConfig
+from tracer.export_config import ExportConfig, unknown_exporters
 from tracer.export_reply import NOT_OTLP
 from tracer.flows import Reassembler
 from tracer.governor import Governor, Look
@@ -100,11 +99,9 @@ class Agent:
         if taken.stats_fd is not None:
             stack.callback(os.close, taken.stats_fd)
         environ = environment(options, os.environ)
-        if options.ready_file and not Path(options.ready_file).absolute().parent.is_dir():
-            raise WirespanError(
-                f"cannot write the ready file {options.ready_file}: no such directory",
-                "see --ready-file",
-            )
+        for text in unknown_exporters(environ):
+            say(text)
+        ready.check(options.ready_file)
         config = _export_config(options)
         self._config = config
         if options.downstream and not config:
@@ -248,7 +245,7 @@ class Agent:
                 if self._governor:
                     self._governor.start()
                 self._banner()
-                with _ready_file(self._options.ready_file):
+                with ready.kept(self._options.ready_file, f"{os.getpid()}\n"):
                     self._wait()
             finally:
                 self._end()
@@ -500,10 +497,7 @@ def _export_config(options: RunOptions) -> ExportConfig | None:
     OTEL_TRACES_EXPORTER=none keeps spans here although an endpoint is set.
     """
     flags = dict(options.otlp)
-    exporters = os.environ.get("OTEL_TRACES_EXPORTER") or "otlp"
-    if "endpoint" not in flags and (
-        not ExportConfig.requested(os.environ) or "otlp" not in exporters.split(",")
-    ):
+    if "endpoint" not in flags and not ExportConfig.wanted(os.environ):
         return None
     try:
         return ExportConfig.from_environment(
@@ -550,28 +544,3 @@ def _signals(stop: threading.Event) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _ready_file(name: str) -> Iterator[None]:
-    """Keep a file with this process's id while programs are attached; "" for none.
-
-    It appears whole or not at all. Raises WirespanError where it can't be written.
-    """
-    if not name:
-        yield
-        return
-    path = Path(name)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        fresh.write_text(f"{os.getpid()}\n", encoding="ascii")
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise WirespanError(
-            f"cannot write the ready file {path}: {error.strerror}", "see --ready-file"
-        ) from None
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

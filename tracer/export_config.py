@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from tracer.errors import UsageError
@@ -93,6 +93,11 @@ class ExportConfig:
         return _Settings(environ, {}, signal).find("ENDPOINT") is not None
 
     @classmethod
+    def wanted(cls, environ: Mapping[str, str], signal: Signal = "traces") -> bool:
+        """Tell whether a signal is to be exported by what the environment says alone."""
+        return cls.requested(environ, signal) and "otlp" in _exporters(environ, signal)
+
+    @classmethod
     def from_environment(
         cls,
         environ: Mapping[str, str],
@@ -166,6 +171,21 @@ class _Setting:
     name: str
     value: str
     general: bool
+
+
+def unknown_exporters(environ: Mapping[str, str]) -> list[str]:
+    """Say in words which of the exporters that the environment asks for there are not."""
+    return [
+        f"OTEL_{signal.upper()}_EXPORTER: there is no exporter {name} here, only otlp and none"
+        for signal in get_args(Signal)
+        for name in _exporters(environ, signal)
+        if name not in ("otlp", "none")
+    ]
+
+
+def _exporters(environ: Mapping[str, str], signal: Signal) -> list[str]:
+    names = environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").split(",")
+    return [name.strip() for name in names if name.strip()] or ["otlp"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,29 @@ def client_context(config: ExportConfig) -> ssl.SSLContext:
     return context
 
 
+def invalid(context: ssl.SSLContext, certificate: str) -> str:
+    """Say why nobody will trust a server's certificate now, "" where its dates are good.
+
+    context: the server's, with that certificate loaded. It shakes hands with a client, in memory,
+    that trusts the very file.
+    """
+    trusting = ssl.create_default_context(cafile=certificate)
+    trusting.check_hostname = False
+    trusting.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = trusting.wrap_bio(to_client, to_server)
+    server = context.wrap_bio(to_server, to_client, server_side=True)
+    try:
+        for side in (client, server, client):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                side.do_handshake()
+    except ssl.SSLCertVerificationError as error:
+        return error.verify_message
+    except ssl.SSLError:
+        pass  # of no use to anybody, which senders say better than this client
+    return ""
+
+
 def mistaken(files: Sequence[tuple[str, str, str]]) -> UsageError | None:
     """Say which file holds the other of certificate and key; None where that is not what is wrong.
 

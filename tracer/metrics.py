@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 
 def wanted(environ: Mapping[str, str]) -> bool:
     """Whether to export metrics: an endpoint is set and `otlp` is among the exporters."""
-    exporters = environ.get("OTEL_METRICS_EXPORTER") or "otlp"
-    return ExportConfig.requested(environ, "metrics") and "otlp" in exporters.split(",")
+    return ExportConfig.wanted(environ, "metrics")
 
 
 class Metrics:

@@ -10,6 +10,7 @@ import re
 import resource
 import socket
 import struct
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -45,6 +46,7 @@ from tracer.export import connect
 from tracer.export_config import ExportConfig
 from tracer.export_grpc import GrpcTransport
 from tracer.export_reply import METHODS, Verdict
+from tracer.export_tls import invalid
 
 ANY = Address("127.0.0.1", 0)
 CONTENT = {"content-type": "application/x-protobuf"}
@@ -462,6 +464,20 @@ def test_a_certificate_and_its_key_are_told_apart(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match=re.escape(told)) as wrong:
             server_context(tls)
         assert hint in wrong.value.hint
+
+
+def test_a_certificate_that_nobody_trusts_any_more(tmp_path: Path) -> None:
+    pem = Pem.make(tmp_path, "localhost")
+    old = tmp_path / "old.pem"
+    subprocess.run(
+        ["openssl", "x509", "-in", pem.certificate, "-signkey", pem.key,
+         "-days", "-1", "-out", old],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    for certificate, why in ((pem.certificate, ""), (old, "certificate has expired")):
+        for client in ("", str(certificate)):  # asks for a sender's, too
+            tls = Tls(str(certificate), str(pem.key), client)
+            assert invalid(server_context(tls), tls.certificate) == why
 
 
 def test_tls_and_client_certificates(tmp_path: Path) -> None:

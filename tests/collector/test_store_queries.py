@@ -70,7 +70,9 @@ def test_since(queries: Queries) -> None:
     assert len(queries.search(parse(["since=2h"], LATER_NS, 5))) == 5
 
 
-@pytest.mark.parametrize("word", ["", "web", "min>3ms", "min=3", "kind=x", "status>x", "since=-1s"])
+@pytest.mark.parametrize(
+    "word", ["", "web", "min>3ms", "min=3", "kind=x", "status>x", "since=-1s", "duration>5"]
+)
 def test_words_that_make_no_sense(word: str) -> None:
     with pytest.raises(SearchError):
         parse([word], NOW_NS, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tracer.errors import UsageError
-from tracer.export_config import ExportConfig, Limits, user_agent
+from tracer.export_config import ExportConfig, Limits, unknown_exporters, user_agent
 
 P = "OTEL_EXPORTER_OTLP_"
 T = "OTEL_EXPORTER_OTLP_TRACES_"
@@ -218,6 +218,23 @@ def test_a_secret_is_not_in_the_message() -> None:
     with pytest.raises(UsageError) as raised:
         config(headers="x=sesame%01")
     assert "sesame" not in str(raised.value) + raised.value.hint
+
+
+def test_other_exporters_are_told_of() -> None:
+    endpoint = {P + "ENDPOINT": "http://h"}
+    for value, exported, unknown in (
+        ("", True, []),
+        ("otlp", True, []),
+        ("none", False, []),
+        ("zipkin", False, ["zipkin"]),
+        ("otlp, console", True, ["console"]),
+    ):
+        environ = {**endpoint, "OTEL_TRACES_EXPORTER": value}
+        assert ExportConfig.wanted(environ) is exported
+        assert ExportConfig.wanted(environ, "metrics")
+        said = unknown_exporters(environ)
+        assert len(said) == len(unknown) and all(name in said[0] for name in unknown)
+        assert all("OTEL_TRACES_EXPORTER" in text for text in said)
 
 
 def test_user_agent_names_exporter_language_and_version() -> None:

@@ -19,7 +19,7 @@ from typing import BinaryIO, Literal, cast
 from tracer import render
 from tracer.errors import WirespanError
 from tracer.export import Exporter
-from tracer.export_config import ExportConfig
+from tracer.export_config import ExportConfig, unknown_exporters
 from tracer.flows import Reassembler
 from tracer.installed import object_path
 from tracer.kernel.layout import load_layout
@@ -271,8 +271,8 @@ def _render(output: str) -> Render | None:
 def _export_config(options: ReplayOptions) -> ExportConfig | None:
     """Where spans are exported to; None where nothing names an endpoint."""
     environ = environment(options, os.environ)
-    exporters = (environ.get("OTEL_TRACES_EXPORTER") or "otlp").split(",")
-    asked = ExportConfig.requested(environ) and "otlp" in exporters
-    if not asked and "endpoint" not in dict(options.otlp):
+    for text in unknown_exporters(environ):
+        say(f"warning: {text}")
+    if not ExportConfig.wanted(environ) and "endpoint" not in dict(options.otlp):
         return None
     return ExportConfig.from_environment(environ)
