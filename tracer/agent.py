@@ -512,7 +512,8 @@ def _export_config(options: RunOptions) -> ExportConfig | None:
         )
     except UsageError as error:
         # What it calls an argument is a flag here.
-        raise UsageError(re.sub(r"^OTLP (\w+):", r"--otlp-\1:", str(error)), error.hint) from None
+        text = re.sub(r"^OTLP (\w+):", r"--otlp-\1:", str(error))
+        raise UsageError(text.replace("--otlp-headers:", "--otlp-header:"), error.hint) from None
 
 
 @contextlib.contextmanager

@@ -50,7 +50,7 @@ class Server:
         self._free = threading.Semaphore(calls)
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()
-        self._connections: set[_Connection] = set()
+        self._connections: dict[_Connection, None] = {}  # the oldest first
         self._thread = threading.Thread(target=self._accept, name="control", daemon=True)
 
     def start(self) -> None:
@@ -99,16 +99,24 @@ class Server:
                 time.sleep(PAUSE_S)  # the caller waits in line
                 continue
             with self._lock:
-                if len(self._connections) >= MAX_CONNECTIONS:
+                if len(self._connections) >= MAX_CONNECTIONS and not self._make_room():
                     sock.close()
                     continue
                 connection = _Connection(sock, self._methods, self._free, self._gone)
-                self._connections.add(connection)
+                self._connections[connection] = None
             connection.start()
+
+    def _make_room(self) -> bool:
+        """Hang up on one that asks nothing; tells whether there was one. Under the lock."""
+        idle = next((each for each in self._connections if each.idle), None)
+        if idle is not None:
+            del self._connections[idle]
+            idle.hang_up()
+        return idle is not None
 
     def _gone(self, connection: _Connection) -> None:
         with self._lock:
-            self._connections.discard(connection)
+            self._connections.pop(connection, None)
 
 
 class _Call:
@@ -144,14 +152,23 @@ class _Connection:
     def start(self) -> None:
         self._thread.start()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no call is under way."""
+        return not self._threads
+
+    def hang_up(self) -> None:
+        """End the connection; never blocks."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
     def end(self, timeout: float) -> None:
         """Let calls that end say so, then hang up; in `timeout` seconds at most."""
         with self._changed:
             threads = list(self._threads)
         for thread in threads:
             thread.join(timeout / len(threads))
-        with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
+        self.hang_up()
         self._thread.join(timeout)
 
     def _read(self) -> None:

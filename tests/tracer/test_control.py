@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from proto.wirespan.v1 import control_pb2, control_pb2_grpc
-from tracer import agent, client, export
+from tracer import agent, client, control_server, export
 from tracer.control import TAIL_CHUNK, Control, ControlServer
 from tracer.errors import UsageError, WirespanError
 from tracer.losses import KERNEL, USER
@@ -232,6 +232,20 @@ def test_tails_beyond_the_limit_are_refused_and_status_still_answers(path: Path)
         assert stub.Status(control_pb2.StatusRequest(), timeout=DEADLINE).pid == 42
         for stream in streams:
             stream.cancel()
+
+
+def test_callers_that_ask_nothing_keep_nobody_out(path: Path) -> None:
+    with serving(path), contextlib.ExitStack() as stack:
+        idle = [socket.socket(socket.AF_UNIX) for _ in range(control_server.MAX_CONNECTIONS)]
+        for each in map(stack.enter_context, idle):
+            each.settimeout(DEADLINE)
+            each.connect(str(path))
+            assert each.recv(1)  # it is taken in
+        with grpc.insecure_channel(f"unix:{path}") as channel:
+            stub = control_pb2_grpc.ControlStub(channel)
+            assert stub.Status(control_pb2.StatusRequest(), timeout=DEADLINE).pid == 42
+        while idle[0].recv(1 << 12):
+            pass  # the oldest one was hung up on, and no other
 
 
 def test_a_tracer_without_a_descriptor_to_spare_answers_later(path: Path) -> None:
