@@ -186,16 +186,12 @@ enum event_loop {
 };
 
 struct runtime {
-	/*
-	 * CPython: address of the pointer to the main interpreter; JVM: to the list of its threads,
-	 * where the numbers of virtual ones can be read; 0: unknown
-	 */
-	__u64 interpreter;
-	__u32 kind; /* enum runtime_kind */
+	__u64 interpreter; /* CPython: address of the pointer to the main interpreter; 0: unknown */
+	__u32 kind;	   /* enum runtime_kind */
 	/* CPython: where in PyInterpreterState and PyThreadState */
 	__u32 threads_head;
 	__u32 next;
-	__u32 thread_id; /* pthread_self(): the thread's FS base; JVM: in OSThread */
+	__u32 thread_id; /* pthread_self(): the thread's FS base */
 	__u32 context;
 	__s32 tls_state; /* the thread's own state, from its FS base; 0: in the list alone */
 	/* Go: g from the FS base, and what is where in it */
@@ -212,11 +208,7 @@ struct runtime {
 	/* CPython: its locks that say nothing of who waits for whom (the GIL) are in here */
 	__u32 locks_size;
 	__u64 locks;
-	/*
-	 * CPython: where in a Context is whether something runs in it; JVM: where in a JavaThread,
-	 * whether it carries a virtual one
-	 */
-	__u32 entered;
+	__u32 entered;	  /* CPython: where in a Context is whether something runs in it */
 	__u32 event_loop; /* enum event_loop */
 	__u32 serves;	  /* set by the kernel's side: it has read a request */
 	/* CPython: where in an object its type is, and in a type its name */
@@ -235,11 +227,15 @@ struct runtime {
 	__u16 code_name; /* where in a code object its name is */
 	__u16 text;	 /* where in a string of ASCII its characters begin */
 	__u16 tornado;	 /* it has loaded tornado, or may: frames are to be looked at for it */
-	/* JVM: where in the list how many threads it has and the array of them are, */
-	__u16 java_count;
-	__u16 java_array;
-	__u16 java_os;	   /* in a Thread, its OSThread, */
-	__u16 java_number; /* and in a JavaThread, the number of the Java thread that it runs now */
+	/*
+	 * JVM: where in a thread's vector of TLS blocks is libjvm's, in that the pointer to its
+	 * JavaThread, and in that one the number of the Java thread that runs, 0: unknown, and
+	 * whether it is a virtual one
+	 */
+	__u16 java_dtv;
+	__u16 java_thread;
+	__u16 java_number;
+	__u16 java_continuation;
 };
 
 struct {
@@ -269,7 +265,7 @@ struct thread {
 	struct cause last;     /* that of the last message received in this turn */
 	__u64 accepted;	       /* socket accepted last: in this turn, or see accepted_in; SEVERAL */
 	__u64 accepted_ino;
-	__u64 own;     /* its PyThreadState or JavaThread */
+	__u64 python;  /* its PyThreadState */
 	__u8 messages; /* received in this turn: 0, 1, more */
 	__u8 loop;     /* it had several in hand at once: an event loop */
 	__u8 polled;   /* it polled while it had one in hand: may be one, too */

@@ -380,9 +380,9 @@ HOOK("uprobe.multi", python_copied, struct pt_regs *ctx)
 	if (key.context)
 		known = context_cause(&key, &copy.cause);
 	if (runtime->frame && runtime->tornado)
-		passes = queued(runtime, thread->own, &request);
+		passes = queued(runtime, thread->python, &request);
 	if (runtime->frame && !copy.cause.sk && thread->accepted && !thread->accepted_in)
-		called = protocol_called(runtime, thread->own, &transport);
+		called = protocol_called(runtime, thread->python, &transport);
 	if (passes == QUEUED_OUT) {
 		struct context_key waited = { request, key.tgid, REQUEST };
 

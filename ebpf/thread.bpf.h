@@ -9,7 +9,8 @@
 
 #include "maps.bpf.h"
 
-#define THREADS_MOST 64 /* of a CPython process or a JVM that are looked through */
+#define THREADS_MOST 64 /* of a CPython process that are looked through */
+#define DTV 8		/* from where the FS base points to: the thread's vector of TLS blocks */
 
 SEC(".data") __u32 cfg_link = 0; /* contexts are to be looked at */
 
@@ -65,7 +66,7 @@ static __always_inline __u64 context_of(struct runtime *runtime, struct thread *
 			return 0;
 		goto found;
 	}
-	state = thread->own;
+	state = thread->python;
 	if (state && !bpf_probe_read_user(&id, sizeof(id), (void *)(state + runtime->thread_id)) &&
 	    id == base)
 		goto found;
@@ -78,7 +79,7 @@ static __always_inline __u64 context_of(struct runtime *runtime, struct thread *
 		if (bpf_probe_read_user(&id, sizeof(id), (void *)(state + runtime->thread_id)))
 			return 0;
 		if (id == base) {
-			thread->own = state;
+			thread->python = state;
 			goto found;
 		}
 		if (bpf_probe_read_user(&state, sizeof(state), (void *)(state + runtime->next)))
@@ -88,7 +89,7 @@ static __always_inline __u64 context_of(struct runtime *runtime, struct thread *
 found:
 	if (!state)
 		return 0;
-	thread->own = state;
+	thread->python = state;
 	bpf_probe_read_user(&context, sizeof(context), (void *)(state + runtime->context));
 	if (context)
 		bpf_probe_read_user(&entered, sizeof(entered),
@@ -144,57 +145,26 @@ static __always_inline __u64 current_g(const struct runtime *runtime)
 
 /* ---- JVM -------------------------------------------------------------------------------- */
 
-/* Is a JavaThread the one that has this FS base? */
-static __always_inline int java_is(const struct runtime *runtime, __u64 java, __u64 base)
-{
-	__u64 at = 0;
-
-	return java && !bpf_probe_read_user(&at, sizeof(at), (void *)(java + runtime->java_os)) &&
-	       at && !bpf_probe_read_user(&at, sizeof(at), (void *)(at + runtime->thread_id)) &&
-	       at == base;
-}
-
-/* The JavaThread of the current thread, looked for among the latest; 0: not found. */
-static __always_inline __u64 java_thread(const struct runtime *runtime, const struct thread *thread)
-{
-	__u64 base = THREAD_POINTER(bpf_get_current_task()), list = 0, java;
-	__u32 count = 0, i;
-
-	if (java_is(runtime, thread->own, base))
-		return thread->own;
-	if (bpf_probe_read_user(&list, sizeof(list), (void *)runtime->interpreter) || !list ||
-	    bpf_probe_read_user(&count, sizeof(count), (void *)(list + runtime->java_count)) ||
-	    bpf_probe_read_user(&list, sizeof(list), (void *)(list + runtime->java_array)))
-		return 0;
-	for (i = 1; i <= THREADS_MOST && i <= count; i++) {
-		java = 0;
-		bpf_probe_read_user(&java, sizeof(java), (void *)(list + 8ULL * (count - i)));
-		if (java_is(runtime, java, base))
-			return java;
-	}
-	return 0;
-}
-
 /*
  * Sets io->virtual to the number of the virtual thread that the current thread carries, which no
  * other will ever have, and returns whether it does, as far as this is known.
  */
 GLOBAL_IO(virtual_thread, ())
 {
+	__u64 at = THREAD_POINTER(bpf_get_current_task()) + DTV, carries = 0;
 	struct runtime *runtime = runtime_of(io->pid_tgid);
 	struct thread *thread = thread_of((__u32)io->pid_tgid);
 
 	io->virtual = 0;
-	if (!runtime || !runtime->interpreter || !thread || !thread->carries)
+	if (!runtime || !runtime->java_number || !thread || !thread->carries ||
+	    bpf_probe_read_user(&at, sizeof(at), (void *)at) ||
+	    bpf_probe_read_user(&at, sizeof(at), (void *)(at + runtime->java_dtv)) ||
+	    bpf_probe_read_user(&at, sizeof(at), (void *)(at + runtime->java_thread)) ||
+	    bpf_probe_read_user(&carries, sizeof(carries),
+				(void *)(at + runtime->java_continuation)) ||
+	    !carries)
 		return 0;
-	thread->own = java_thread(runtime, thread);
-	if (!thread->own ||
-	    bpf_probe_read_user(&io->virtual, sizeof(io->virtual),
-				(void *)(thread->own + runtime->entered)) ||
-	    !io->virtual ||
-	    bpf_probe_read_user(&io->virtual, sizeof(io->virtual),
-				(void *)(thread->own + runtime->java_number)))
-		return 0;
+	bpf_probe_read_user(&io->virtual, sizeof(io->virtual), (void *)(at + runtime->java_number));
 	return io->virtual != 0;
 }
 

@@ -113,12 +113,9 @@ def value_of(
         case HotSpot() as java:
             return _packed(
                 THREADS,
-                interpreter=java.threads,
-                python=(0, 0, java.pthread, 0, 0),
-                rest=(0, 0, java.continuation),
                 event_loop=EVENT_LOOPS["java"],
                 serves=serves,
-                java=(java.count, java.array, java.os_thread, java.number),
+                java=dataclasses.astuple(java),
             )
         case Node():
             return _packed(NODE, event_loop=TURNS | CONNECTS | TIMERS, serves=serves)

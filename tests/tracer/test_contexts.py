@@ -209,16 +209,13 @@ def test_go_before_grpc_told_streams_apart() -> None:
 
 
 def test_java() -> None:
-    assert told(found(HotSpot(0x7000_0000, 4, 16, 568, 20, 1312, 1240))) == {
+    assert told(found(HotSpot(80, 16, 1312, 1240))) == {
         "kind": contexts.THREADS,
         "event_loop": contexts.CONNECTS | contexts.CHECKS,
-        "interpreter": 0x7000_0000,
-        "thread_id": 20,
-        "entered": 1240,
-        "java_count": 4,
-        "java_array": 16,
-        "java_os": 568,
+        "java_dtv": 80,
+        "java_thread": 16,
         "java_number": 1312,
+        "java_continuation": 1240,
     }
 
 

@@ -14,14 +14,15 @@ import pytest
 from tracer.runtimes import hotspot
 from tracer.runtimes.elf import Elf
 from tracer.runtimes.hotspot import HotSpot, NotReady
-from tracer.runtimes.proc import Memory
+from tracer.runtimes.proc import Memory, mappings, opened
 from tracer.runtimes.watch import Found, Runtimes
 
 BASE, SYMBOL, TABLE, TEXTS = 0x7F00_0000_0000, 0x100, 0x7F00_0000_1000, 0x7F00_0010_0000
+LIST, ARRAY, THREADS = 0x7F00_0020_0000, 0x7F00_0021_0000, 0x7F00_0030_0000
 ENTRY = struct.Struct("<QQQi4xQQ")
 # JDK 25.0.1's, but for the address.
 FIELDS = {
-    ("ThreadsSMRSupport", "_java_thread_list"): (0, 0xABC0),
+    ("ThreadsSMRSupport", "_java_thread_list"): (0, LIST),
     ("ThreadsList", "_length"): (4, 0),
     ("JavaThread", "_threadObj"): (640, 0),
     ("ThreadsList", "_threads"): (16, 0),
@@ -31,9 +32,14 @@ FIELDS = {
     ("OSThread", "_thread_id"): (8, 0),
     ("OSThread", "_pthread_id"): (16, 0),
 }
-SLEEPS = (
-    "class Sleeps { public static void main(String[] a) throws Exception { Thread.sleep(60000); } }"
-)
+SLEEPS = """
+class Sleeps {
+    public static void main(String[] arguments) throws Exception {
+        System.out.println("ready");
+        Thread.sleep(60000);
+    }
+}
+"""
 
 
 class Held(Memory):
@@ -49,8 +55,10 @@ class Held(Memory):
         raise OSError(14, f"no memory at {address:#x}")
 
 
-def held(fields: dict[tuple[str, str], tuple[int, int]], end: bool = True) -> Held:
-    """A process's memory with such a table."""
+def held(
+    fields: dict[tuple[str, str], tuple[int, int]], *, end: bool = True, threads: int = 5
+) -> Held:
+    """A process's memory with such a table, and threads whose JavaThread is in TLS block 3."""
     texts, rows = bytearray(), b""
     for names, (offset, address) in fields.items():
         at = []
@@ -59,13 +67,38 @@ def held(fields: dict[tuple[str, str], tuple[int, int]], end: bool = True) -> He
             texts += name.encode() + b"\0"
         rows += ENTRY.pack(*at, 0, 0, offset, address)
     rows += bytes(4096 * ENTRY.size if end else 0)
-    pointer = {BASE + SYMBOL: struct.pack("<Q", TABLE)}
-    return Held({**pointer, TABLE: rows, TEXTS: bytes(texts) + bytes(64)})
+    pieces = {BASE + SYMBOL: struct.pack("<Q", TABLE), TABLE: rows, TEXTS: bytes(texts) + bytes(64)}
+    each = [THREADS + number * 0x10000 for number in range(threads)]
+    pieces[LIST] = struct.pack("<Q", LIST + 8) + struct.pack("<4xI8xQ", threads, ARRAY)
+    pieces[ARRAY] = struct.pack(f"<{threads}Q", *each)
+    for java in each:
+        os_thread, base, vector, block = (java + n * 0x1000 for n in (1, 2, 3, 4))
+        pieces[java] = bytes(568) + struct.pack("<Q", os_thread) + bytes(1024)
+        pieces[os_thread] = struct.pack("<QQQ", 0, 7, base)
+        pieces[base] = struct.pack("<QQ", base, vector)
+        blocks = (2, 0, block - 64, 0, 2**64 - 1, 0, block, 0)
+        pieces[vector] = struct.pack("<8Q", *blocks) + bytes(1024)
+        pieces[block - 64] = struct.pack("<8Q", 1, 2, 3, 4, 5, 6, 7, 8)
+        pieces[block] = struct.pack("<QQQ", 0, 5, java) + bytes(128)
+    return Held(pieces)
 
 
 def test_what_a_table_says() -> None:
     found = hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(FIELDS))
-    assert found == HotSpot(0xABC0, 4, 16, 568, 16, 1312, 1240)
+    assert found == HotSpot(48, 16, 1312, 1240)
+
+
+def test_a_jvm_that_is_coming_up() -> None:
+    for threads in (0, 1, 4):
+        with pytest.raises(NotReady):
+            hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(FIELDS, threads=threads))
+
+
+def test_threads_that_have_it_elsewhere() -> None:
+    memory = held(FIELDS)
+    last = THREADS + 4 * 0x10000 + 4 * 0x1000
+    memory._pieces[last] = struct.pack("<QQQ", 0, THREADS + 4 * 0x10000, 5) + bytes(128)
+    assert hotspot.inspect(hotspot.Image(SYMBOL), BASE, memory) is None
 
 
 @pytest.mark.parametrize("field", sorted(hotspot._FIELDS))
@@ -104,7 +137,7 @@ def test_a_real_one(version: int, tmp_path: Path) -> None:
     """Looked at from its first moment on, it is found; only since 24 it has numbers to read."""
     program = tmp_path / "Sleeps.java"
     program.write_text(SLEEPS)
-    process = subprocess.Popen([versions()[version], program])
+    process = subprocess.Popen([versions()[version], program], stdout=subprocess.PIPE)
     try:
         runtimes, found = Runtimes(), None
         until = time.monotonic() + 30
@@ -116,17 +149,21 @@ def test_a_real_one(version: int, tmp_path: Path) -> None:
             assert found.runtime is None
             return
         assert isinstance(found.runtime, HotSpot)
+        assert process.stdout and process.stdout.readline() == b"ready\n"
+        # Each of its threads has a number of its own, and none is a virtual one's.
         java, memory = found.runtime, Memory(process.pid)
-        while memory.u32(memory.u64(java.threads) + java.count) < 9 and time.monotonic() < until:
-            time.sleep(0.1)  # it starts its own one by one
-        # They are the process's, and each has a number of its own.
-        threads = memory.u64(java.threads)
-        array = memory.u64(threads + java.array)
-        each = [memory.u64(array + 8 * n) for n in range(memory.u32(threads + java.count))]
-        owns = [memory.u64(memory.u64(thread + java.os_thread) + java.pthread) for thread in each]
-        assert len(each) > 4 and all(memory.u64(own) == own for own in owns)  # a TCB's first word
-        assert len({memory.u64(thread + java.number) for thread in each}) == len(each)
-        assert not any(memory.u64(thread + java.continuation) for thread in each)
+        mapping = next(each for each in mappings(process.pid) if each.name == "libjvm.so")
+        with opened(found.path) as elf:
+            image, base = hotspot.image(elf, mapping.name), elf.base(mapping.start, mapping.offset)
+        assert image
+        table = hotspot._fields(memory.u64(base + image.structs), memory)
+        threads = hotspot._threads(table, memory)
+        place = java.dtv, java.thread
+        assert [hotspot._at(fs_base, place, memory) for _, fs_base in threads] == [
+            thread for thread, _ in threads
+        ]
+        assert len({memory.u64(thread + java.number) for thread, _ in threads}) == len(threads)
+        assert not any(memory.u64(thread + java.continuation) for thread, _ in threads)
     finally:
         process.kill()
-        process.wait()
+        process.communicate()
