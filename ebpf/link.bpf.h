@@ -369,6 +369,9 @@ static __always_inline int link_alone(struct io *io, const struct runtime *runti
 	thread = thread_make(runtime, (__u32)io->pid_tgid);
 	if (!thread || thread->in_hand.count)
 		return 0;
+	/* by the time the answer comes a carrier may run, and wake, for another virtual thread */
+	if (thread->carries && (!runtime->java_number || virtual_thread(io)))
+		return 0;
 	thread->alone = exchange;
 	thread->alone_ns = thread->handed = thread->alone_read = 0;
 	return FLOW_EVIDENCE_WAKEUP;

@@ -122,7 +122,7 @@ def _java(
 ) -> Callable[[int, str], Command]:
     def command(port: int, upstream: str) -> Command:
         classes = _built("java")
-        java = virtual_java() if serving == "virtual" else "java"
+        java = virtual_java() if "virtual" in (mode, serving) else "java"
         argv = [str(java), "-cp", f"{classes}/*:{classes}", program]
         told = {"JAVA_TOOL_OPTIONS": f"-javaagent:{_built('agent')}"} if agent else {}
         return argv, {"MODE": mode, "TRANSPORT": transport, "SERVING": serving, **told}
@@ -254,6 +254,14 @@ WORKLOADS: tuple[Workload, ...] = (
         "java-virtual-executor",
         _java("Threads", "executor", serving="virtual"),
         _needs_virtual,
+        right=0.0,
+    ),
+    _row(
+        EXECUTORS,
+        "java-to-virtual-3",
+        _java("Threads", "virtual"),
+        _needs_virtual,
+        calls=3,
         right=0.0,
     ),
     _row(EXECUTORS, "java-async-3", _java("Threads", "async"), _JAVA, calls=3, right=0.0),

@@ -58,6 +58,7 @@ VIRTUAL = (
         Case("java-virtual", "checkout connect"),
         Case("java-virtual-urlconnection-3", "thread connect"),
         Case("java-virtual-executor", "", all=False),
+        Case("java-to-virtual-3", "", all=False),
     )
     if virtual_java()
     else ()

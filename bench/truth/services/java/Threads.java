@@ -23,6 +23,7 @@ import java.util.concurrent.ForkJoinPool;
  *   <li>httpclient: HttpClient.send in the thread that serves (it writes from threads of its own)
  *   <li>urlconnection: HttpURLConnection in the thread that serves
  *   <li>executor: the same handed to another pool of threads
+ *   <li>virtual: the same handed to a virtual thread of its own (Java 21)
  *   <li>async: HttpClient.sendAsync, as one of several stages that run in the common pool
  * </ul>
  *
@@ -65,8 +66,7 @@ public final class Threads {
         }
     }
 
-    private static Call executor() {
-        ExecutorService pool = Executors.newFixedThreadPool(CALLING);
+    private static Call executor(ExecutorService pool) {
         return (id, k, delay) ->
                 pool.submit(
                                 () -> {
@@ -94,11 +94,12 @@ public final class Threads {
                         .get();
     }
 
-    private static Call call(String mode) {
+    private static Call call(String mode) throws ReflectiveOperationException {
         return switch (mode) {
             case "httpclient" -> httpClient();
             case "urlconnection" -> Threads::urlConnection;
-            case "executor" -> executor();
+            case "executor" -> executor(Executors.newFixedThreadPool(CALLING));
+            case "virtual" -> executor(threads(mode));
             case "async" -> async();
             default -> throw new IllegalArgumentException("no such MODE: " + mode);
         };
@@ -125,7 +126,7 @@ public final class Threads {
         }
     }
 
-    private static ExecutorService serving(String kind) throws ReflectiveOperationException {
+    private static ExecutorService threads(String kind) throws ReflectiveOperationException {
         return switch (kind) {
             case "fixed" -> Executors.newFixedThreadPool(SERVING);
             case "forkjoin" -> new ForkJoinPool(SERVING);
@@ -148,7 +149,7 @@ public final class Threads {
         int calls = Integer.parseInt(System.getenv().getOrDefault("CALLS", "1"));
         Call call = call(System.getenv().getOrDefault("MODE", "httpclient"));
         HttpServer server = HttpServer.create(new InetSocketAddress("127.0.0.1", port), 1024);
-        server.setExecutor(serving(System.getenv().getOrDefault("SERVING", "fixed")));
+        server.setExecutor(threads(System.getenv().getOrDefault("SERVING", "fixed")));
         server.createContext("/t/", exchange -> serve(exchange, call, calls));
         server.start();
         System.out.println("ready");
