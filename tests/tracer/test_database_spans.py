@@ -24,7 +24,7 @@ from tracer.flows import Reassembler
 from tracer.protocols import database, database_plain
 from tracer.protocols.base import OPT_IN, Settings
 from tracer.protocols.database import LAST
-from tracer.protocols.messages import masked_message
+from tracer.protocols.messages import masked_error, masked_message
 from tracer.protocols.mysql import Command, MySql
 from tracer.protocols.postgresql import STARTUP, PostgreSql
 from tracer.protocols.redis import Redis
@@ -200,6 +200,19 @@ def test_an_error_of_mysql() -> None:
 )
 def test_messages(message: str, cut: bool, masked: str) -> None:
     assert masked_message(message, cut) == masked
+
+
+@pytest.mark.parametrize(
+    ("message", "masked"),
+    [
+        ("date field value out of range: 1974-13-05", "date field value out of range: ?"),
+        ("Unknown thread id: 7741", "Unknown thread id: ?"),
+        ("value -4.5e7 is out of bounds (1..5)", "value ? is out of bounds (?)"),
+        ("Table 't2' of md5 doesn't exist at line 3", "Table ? of md5 doesn't exist at line ?"),
+    ],
+)
+def test_numbers_in_errors(message: str, masked: str) -> None:
+    assert masked_error(message, False) == masked
 
 
 def test_an_error_of_postgresql() -> None:

@@ -25,7 +25,7 @@ from tracer.protocols.database_batch import SLOTS, Batch, Strings
 from tracer.protocols.database_plain import Context, Outcomes, Plain
 from tracer.protocols.database_shape import Facts
 from tracer.protocols.http1_shape import PEER_PORT, unix_path_of
-from tracer.protocols.messages import masked_message
+from tracer.protocols.messages import masked_error
 from tracer.protocols.sql import Dialect, Statement, Statements
 
 MAX_SESSIONS = 16384
@@ -390,7 +390,7 @@ class DatabaseDecoder:
         text = exchange.text(Database.ERROR).strip()
         if self.settings.sql == "raw":
             return text
-        return masked_message(text, exchange.cut(Database.ERROR))
+        return masked_error(text, exchange.cut(Database.ERROR))
 
     def _session(self, conn: int, ports: int, old: bool) -> Session:
         """Begin a session, or forget what an existing one can't be relied on for any more."""

@@ -30,6 +30,7 @@ Source: https://opentelemetry.io/docs/specs/semconv/http/http-spans/.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import NamedTuple
 from urllib.parse import quote
@@ -66,6 +67,9 @@ _HOST_PORT = re.compile(r"(?:\[([^\]]+)\]|([^:]+))(?::(\d{0,5}))?")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
 # RFC 3986 section 3.2, but for who logs in; hosts with characters beyond ASCII are seen, too.
 _AUTHORITY = re.compile(r"(?:\[[^\s/?#@\[\]]*\]?|[^\s/?#@:\[\]\\]+)(?::\d{0,5})?")
+# In a user agent: who a URL logs in as, and what it asks.
+_AGENT_USERINFO = re.compile(r"(?<=//)[^/@\s]+@")
+_AGENT_QUERY = re.compile(r"(://[^\s?#]*)\?[^\s)>;,]*")
 _HTTP2 = 20
 # Head.method of a request whose method isn't known.
 METHOD_UNKNOWN = -1
@@ -181,7 +185,7 @@ def shape(head: Head, target: TargetClass | None, resource: Resource, settings: 
         attributes.append(("server.port", server.port))
     network(head, settings, attributes, ints, cut)
     if head.user_agent and (head.server or "user_agent.original" in wanted):
-        attributes.append(("user_agent.original", head.user_agent))
+        attributes.append(("user_agent.original", _agent(head.user_agent)))
         if head.cut(Slot.USER_AGENT):
             cut.append("user_agent.original")
 
@@ -360,13 +364,24 @@ def network(
 
 
 def _forwarded_for(head: Head) -> tuple[str, int | None]:
-    """Return the client that the first proxy saw, and its port if the header has it."""
+    """Return the client that the first proxy saw, and its port if the header has it.
+
+    "" for what is no address: anything may stand there.
+    """
     first = head.forwarded_for.partition(",")[0].strip()
-    if not first or first.lower() == "unknown":
+    several = first.count(":") > 1 and not first.startswith("[")
+    address, port = (first, None) if several else _host_port(first)
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
         return "", None
-    if first.count(":") > 1 and not first.startswith("["):
-        return first, None
-    return _host_port(first)
+    return address, port
+
+
+def _agent(text: str) -> str:
+    """Return a user agent without credentials and queries of URLs in it."""
+    text = _AGENT_USERINFO.sub(f"{REDACTED}:{REDACTED}@", text)
+    return _AGENT_QUERY.sub(rf"\1?{REDACTED}", text)
 
 
 def _host_port(text: str) -> tuple[str, int | None]:

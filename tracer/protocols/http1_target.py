@@ -34,6 +34,10 @@ _VALUE = re.compile(
 )
 # In a path that contains a URL: who it logs in as, also where the end is cut off.
 _USERINFO = re.compile(r"(?<=[/:]/)[^/@]+@")
+# The same where that URL is percent-encoded.
+_USERINFO_ENCODED = re.compile(r"(?i)(?<=%2f%2f)(?:(?!%2f|%40)[^/?])+%40")
+_BEFORE_QUERY = re.compile("[?#]")
+_PORT = re.compile(r"(?:\[[^\]]*\]|[^:]*)(?::\d*)?")
 _USERINFO_CUT = re.compile(r"(?<=[/:]/)[^/@:]*:[^/@]*\Z")
 _ESCAPED = re.compile("[\ud800-\udfff]")
 
@@ -66,7 +70,7 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
     if not cut and raw.isascii() and raw.startswith(b"/") and b"#" not in raw:
         text, mark, rest = raw.decode("ascii").partition("?")
         masked = _query(rest, query) if mark else ""
-        if "@" in text:
+        if "@" in text or "%40" in text:
             text = _without_userinfo(text, cut=False)
         if len(text) + len(masked) < MAX_BYTES:
             return Target(_origin(routes.route(text)), text.encode(), masked.encode())
@@ -84,6 +88,12 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
     if absolute:
         scheme, authority = absolute[1].lower(), absolute[2]
         text = text[absolute.end() :]
+        hidden = "@" not in authority and not _PORT.fullmatch(authority)
+        _, at, rest = _BEFORE_QUERY.split(text, maxsplit=1)[0].rpartition("@")
+        if hidden and at:
+            # What looks like a port is a password that has a slash in it.
+            authority, slash, text = rest.partition("/")
+            authority, text = f"{REDACTED}@{authority}", slash + text
         if cut and not text:
             # Likewise.
             authority = ""
@@ -136,7 +146,10 @@ def _query(text: str, setting: str) -> str:
 
 def _without_userinfo(path: str, *, cut: bool) -> str:
     """Replace credentials of URLs that a path contains; cut: its end is missing."""
-    path = _USERINFO.sub(f"{REDACTED}:{REDACTED}@", path)
+    path, found = _USERINFO.subn(f"{REDACTED}:{REDACTED}@", path)
+    if not found and not path.startswith("/") and "@" in path[1:]:
+        return f"{REDACTED}@{path.rpartition('@')[2]}"  # a target of no form that there is
+    path = _USERINFO_ENCODED.sub(f"{REDACTED}%3A{REDACTED}%40", path)
     return _USERINFO_CUT.sub(REDACTED, path) if cut else path
 
 

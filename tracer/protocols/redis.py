@@ -47,8 +47,8 @@ class Redis(DatabaseDecoder):
         facts = self.facts(session, exchange, None)
         command = exchange.text(Database.QUERY)
         error = exchange.text(Database.ERROR).strip()
-        if _NO_SUBCOMMAND.match(error):
-            # Its second word is no name then, but anything.
+        if _NO_SUBCOMMAND.match(error) or command.upper().startswith("DEBUG "):
+            # Its second word is no name then, but anything; of DEBUG no error tells.
             command = command.partition(" ")[0]
         if _COMMAND.fullmatch(command):
             facts = facts._replace(operation=command)

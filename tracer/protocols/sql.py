@@ -99,6 +99,7 @@ def _mysql(single: str, name: str = r"`(?:[^`]++|``)++`") -> re.Pattern[str]:
         (?P<space> [\s\x00-\x1f\x7f]++ | --(?=[\s\x00-\x1f]|\Z)[^\n]*+ | \#[^\n]*+
             | /\*(?!M?!)(?s:.*?)(?:\*/|\Z) )
         | (?P<code> /\*M?!\d{{0,6}} )
+        | (?P<dollars> \$(?P<tag>\w*+)\$ (?s:.*?) (?: \$(?P=tag)\$ | \Z ) )
         | (?P<close> \*/ )
         | (?P<string> [xXbBnN]?(?:{single}) | {single.replace("'", '"')} )
         | (?P<quoted> {name} )
@@ -143,7 +144,7 @@ def _quick(firsts: str, rest: str) -> re.Pattern[str]:
 _SINGLE, _NO_END = r"(?:[^']++|'')*+'", r"(?s:.*)"
 _QUICK: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str]]] = {
     "mysql": (
-        re.compile(r"[-\\#/\ufffd](?:(?<=[\\#])|(?<=-)-|(?<=/)\*|(?<=\ufffd)`)"),
+        re.compile(r"[-\\#$/\ufffd](?:(?<=[\\#$])|(?<=-)-|(?<=/)\*|(?<=\ufffd)`)"),
         _quick(
             "xXbBnN`",
             rf"""
@@ -183,6 +184,7 @@ _PATTERNS: dict[Dialect, tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]
 _KINDS = {
     "space": SPACE,
     "string": LITERAL,
+    "dollars": LITERAL,
     "number": LITERAL,
     "cut": LITERAL,
     "quoted": QUOTED,
@@ -212,6 +214,9 @@ def analyse(text: str, dialect: Dialect, *, cut: bool = False) -> Statement:
         elif odd:
             tokens = tokens2
     dense = [token for token in tokens if token.kind != SPACE]
+    if any(token.text in _ASSIGNS or token.text.upper() == "TO" for token in dense):
+        tokens = _without_settings(tokens)
+        dense = [token for token in tokens if token.kind != SPACE]
     first = next((token for token in dense if token.text != "("), None)
     if first is None or first.kind != WORD or first.text.upper() not in VERBS:
         return NOTHING
@@ -303,6 +308,33 @@ def _tokens(text: str, pattern: re.Pattern[str]) -> tuple[list[Token], bool]:
                 tokens.pop()
         tokens.append(Token(kind, shown, at))
     return tokens, odd
+
+
+# Words and names that a setting is given are its value, but for these.
+_ASSIGNS = ("=", ":=")
+_SAID = frozenset("DEFAULT ON OFF NULL LOCAL".split())
+
+
+def _without_settings(tokens: list[Token]) -> list[Token]:
+    """Mask what SET gives to settings without quotes: `SET app.token TO abc`, `SET a = b, c`."""
+    dense = [number for number, token in enumerate(tokens) if token.kind != SPACE]
+    masked = list(tokens)
+    verb = before = ""
+    sets = False
+    for place, number in enumerate(dense):
+        token = tokens[number]
+        word = token.text.upper() if token.kind == WORD else token.text
+        if not verb:
+            verb = word
+        sets = sets or (word == "SET" and verb in ("SET", "ALTER"))
+        after = tokens[dense[place + 1]].text if place + 1 < len(dense) else ";"
+        value = sets and before in (*_ASSIGNS, "TO", ",") and after in (",", ";")
+        if value and token.kind in (WORD, QUOTED) and word not in _SAID:
+            masked[number] = Token(LITERAL, MASK, token.end)
+        before = word
+        if word == ";":
+            verb, sets = "", False
+    return masked
 
 
 def _comment_end(text: str, at: int) -> int:
