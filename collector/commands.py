@@ -97,6 +97,8 @@ def run(options: QueryOptions, out: TextIO | None = None) -> int:
     out = sys.stdout if out is None else out
     if isinstance(out, io.TextIOWrapper):
         out.reconfigure(errors="backslashreplace")
+    if options.command == LIST:
+        _check(options.words)
     data = _data(options)
     if options.json:
         print(json.dumps(data, ensure_ascii=False), file=out)
@@ -108,6 +110,16 @@ def run(options: QueryOptions, out: TextIO | None = None) -> int:
     if options.command == LIST and not data:
         print("wirespan: no trace found", file=sys.stderr)
     return 0
+
+
+def _check(words: Sequence[str]) -> None:
+    """Raise UsageError for a bad search: it is bad whether or not anybody answers."""
+    from collector import search
+
+    try:
+        search.parse(words, 0, 1)
+    except search.SearchError as error:
+        raise UsageError(str(error), "see `wirespan traces --help`") from None
 
 
 def _lines(options: QueryOptions, data: Any, width: int, color: bool) -> Iterator[str]:

@@ -124,11 +124,12 @@ class Decoder:
             raise MalformedError("a request has too many parts")
         try:
             document = json.loads(request)
-            for entry in document.get("resourceSpans", ()):
-                for scope in entry.get("scopeSpans", ()):
-                    for span in scope.get("spans", ()):
+            # null is the same as nothing in Protobuf's JSON.
+            for entry in document.get("resourceSpans") or ():
+                for scope in entry.get("scopeSpans") or ():
+                    for span in scope.get("spans") or ():
                         _hex_to_base64(span)
-                        for link in span.get("links", ()):
+                        for link in span.get("links") or ():
                             _hex_to_base64(link)
             message = json_format.ParseDict(
                 document, ExportTraceServiceRequest(), ignore_unknown_fields=True

@@ -56,9 +56,11 @@ MEANINGS: Mapping[str, str] = {
     "slow": "requests that took too long to arrive: given up",
     "crowded": "connections beyond the most at one time: sent away; OTLP/HTTP only, the library "
     "of OTLP/gRPC does not tell",
+    "handshake": "connections whose TLS handshake failed or took too long; likewise",
     "restarted": "times the server of OTLP/gRPC had to be started anew, a request having ended it: "
     "calls under way were cut off, and come again",
-    "unfit": "requests that are no export: another path or type, broken HTTP, a call cut off",
+    "unfit": "requests that are no export: another path or type, broken HTTP or gzip, a "
+    "call cut off",
 }
 
 

@@ -80,12 +80,12 @@ def parse(words: Sequence[str], now_ns: int, limit: int) -> Search:
         if key in ("min", "max", "since"):
             if op != "=":
                 raise SearchError(f"{word!r}: write {key}=DURATION")
-            times[key] = duration_ns(value)
+            times[key] = _duration(value, word)
         elif key in ("service", "op", "kind") and op == "=" and key not in plain:
             plain[key] = value
         else:
             if op in (">", ">=", "<", "<="):
-                _ = duration_ns(value) if key == "duration" else _number(value, word)
+                _ = _duration(value, word) if key == "duration" else _number(value, word)
             terms.append(_Term(key, op, value))
     kind = plain.get("kind")
     if kind is not None and kind.lower() not in jaeger.KIND_NUMBERS:
@@ -154,6 +154,13 @@ def _value(key: str, found: Found, tags: Mapping[str, jaeger.Tag]) -> str | None
         if name in tags:
             return jaeger.text(tags[name])
     return None
+
+
+def _duration(text: str, word: str) -> int:
+    try:
+        return duration_ns(text)
+    except SearchError as error:
+        raise SearchError(f"{word!r}: {error}") from None
 
 
 def _number(text: str, word: str) -> float:

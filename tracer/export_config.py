@@ -267,6 +267,12 @@ def _url(setting: _Setting) -> SplitResult:
         valid = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
     except ValueError:  # a port or an IPv6 address that is none
         valid = False
+    if not valid and (port := re.search(r":(\d{1,9})(?=[/?#]|$)", setting.value)):
+        if not 0 < int(port[1]) < 1 << 16:
+            raise UsageError(
+                f"{setting.name}: {_shown(setting.value)!r} has a port that there is not",
+                "ports are 1 to 65535",
+            )
     if not valid or re.search(r"[\s\x00-\x1f\x7f-\U0010ffff]", setting.value):
         raise UsageError(
             f"{setting.name}: {_shown(setting.value)!r} is not a URL with scheme http or https",

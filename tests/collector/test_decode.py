@@ -53,6 +53,11 @@ def test_json_says_the_same() -> None:
     assert read.raw == meant.raw
 
 
+def test_null_is_nothing_in_json() -> None:
+    for body in (b'{"resourceSpans":null}', b'{"resourceSpans":[{"scopeSpans":[{"spans":null}]}]}'):
+        assert not Decoder().decode_json(body).spans
+
+
 @pytest.mark.parametrize(
     "body", [b"[]", b"{", b'{"resourceSpans": 5}', b"[" * 100_000, b'{"resourceSpans":[[]]}']
 )

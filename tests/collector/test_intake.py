@@ -212,6 +212,7 @@ def test_bombs() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with running() as run:
         assert run.post(bomb, {"content-encoding": "gzip"})[0] == 413
+        assert run.post(b"no gzip", {"content-encoding": "gzip"})[0] == 400
         channel = grpc.insecure_channel(
             f"127.0.0.1:{run.grpc}",
             [("grpc.max_send_message_length", -1)],
@@ -220,7 +221,7 @@ def test_bombs() -> None:
         with channel, pytest.raises(grpc.RpcError) as failed:
             channel.unary_unary(METHODS["traces"])(b"\x0a" * (40 << 20))
         assert failed.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-        run.sent_away({"oversized": 1, "unfit": 1})
+        run.sent_away({"oversized": 1, "unfit": 2})
         assert run.post(BODY)[0] == 200
     # The client's own 40 MB are in it.
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 150_000
@@ -289,6 +290,30 @@ def test_too_many_connections() -> None:
         for sock in socks:
             sock.close()
         run.sent_away({"crowded": 1})
+
+
+def test_too_many_connections_that_say_nothing_of_tls(tmp_path: Path) -> None:
+    """They count before their handshake is through, which may never come."""
+    pem = Pem.make(tmp_path, "localhost")
+    tls = Tls(str(pem.certificate), str(pem.key))
+    with running(tls=tls, max_connections=3) as run, contextlib.ExitStack() as stack:
+        socks = []
+        for _ in range(5):
+            socks.append(stack.enter_context(socket.create_connection(("127.0.0.1", run.http), 5)))
+            time.sleep(0.05)
+        assert [sock.recv(1) for sock in socks[3:]] == [b"", b""]
+        run.sent_away({"crowded": 2})
+        socks[0].sendall(b"GET / HTTP/1.1\r\n\r\n")
+        assert socks[0].recv(1) in (b"", b"\x15")  # closed, perhaps with an alert
+        run.sent_away({"crowded": 2, "handshake": 1})
+
+
+def test_handshakes_that_take_too_long(tmp_path: Path) -> None:
+    pem = Pem.make(tmp_path, "localhost")
+    with running(tls=Tls(str(pem.certificate), str(pem.key)), read_s=0.3) as run:
+        with socket.create_connection(("127.0.0.1", run.http), 5) as sock:
+            assert sock.recv(1) == b""
+        run.sent_away({"handshake": 1})
 
 
 def test_too_many_connections_of_grpc() -> None:

@@ -194,6 +194,11 @@ def test_help_loads_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("words", ["foo", "min=5", "status>=x", "duration>5"])
+def test_a_bad_search_is_bad_whether_or_not_anybody_answers(words: str) -> None:
+    check_failure(wirespan("traces", "--query-address", "127.0.0.1:1", words), 2, words)
+
+
 def test_an_interrupt_while_it_is_imported() -> None:
     code = (
         "import signal, sys\n"

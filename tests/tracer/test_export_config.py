@@ -200,6 +200,7 @@ def test_protocols_are_named_in_any_case() -> None:
         ({P + "HEADERS": "token-bin=1", P + "PROTOCOL": "grpc"}, ["token-bin"]),
         ({P + "HEADERS": "grpc-timeout=1", P + "PROTOCOL": "grpc"}, ["grpc-timeout"]),
         ({P + "COMPRESSION": "zstd"}, ["OTLP_COMPRESSION", "zstd"]),
+        ({P + "ENDPOINT": "http://h:99999/x"}, ["OTLP_ENDPOINT", "h:99999", "port"]),
         ({P + "TIMEOUT": "10s"}, ["OTLP_TIMEOUT", "10s"]),
         ({P + "TIMEOUT": "-1"}, ["-1"]),
         ({T + "CLIENT_KEY": "k"}, ["TRACES_CLIENT_KEY"]),
