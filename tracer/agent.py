@@ -58,6 +58,9 @@ TWICE_S = 1.0
 DRAIN_S, OUTPUT_S, EXPORT_S, STORE_S, METRICS_S = 3.0, 20.0, 5.0, 10.0, 1.0
 STORE_FAILED_S = 2.0
 MAX_ROUTES = 1_000
+# What a time of many processes, or of a backend that is away, has needed for a while lies in the
+# middle of the heap then: 13 of 139 MB after 30,000 processes.
+GIVE_BACK_S = 60.0
 # How long a thread may keep the interpreter from another, in seconds: the ring fills meanwhile.
 SWITCH_S = 0.001
 
@@ -264,9 +267,13 @@ class Agent:
         end = time.monotonic() + duration if duration is not None else float("inf")
         self._monitor.sample()
         failing = ""
+        give_back = time.monotonic() + GIVE_BACK_S
         while not self._stop.wait(max(0.0, min(SAMPLE_S, end - time.monotonic()))):
             self._monitor.sample()
             failing = self._tell_export(failing)
+            if time.monotonic() >= give_back:
+                memory.give_back()
+                give_back = time.monotonic() + GIVE_BACK_S
             if time.monotonic() >= end:
                 return
             if not self._pipeline.alive:
