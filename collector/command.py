@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import threading
@@ -58,6 +59,7 @@ def collect(options: CollectOptions, sinks: Sequence[Sink] = ()) -> int:
         if ExportConfig.requested(environ):
             config = ExportConfig.from_environment(environ)
             endpoint = config.shown
+            _check_endpoint(config, options)
             forwarder = Forwarder(config)
             stack.callback(forwarder.close, 0.0)
             everything.append(forwarder)
@@ -170,6 +172,21 @@ def _store(options: CollectOptions) -> Embedded | None:
     embedded = Embedded(options.store, address=options.query_address)
     embedded.start()
     return embedded
+
+
+def _check_endpoint(config: ExportConfig, options: CollectOptions) -> None:
+    """Raise UsageError where spans would come back for ever."""
+    found = re.search(r"(?:^|//)(\[[^\]]+\]|[^/:]+):(\d+)", config.endpoint)
+    if found is None:
+        return
+    host, port = found[1].strip("[]"), int(found[2])
+    here = {"localhost", "127.0.0.1", "::1"}
+    for address in (options.grpc, options.http):
+        if address and port == address.port and host in {address.host, *here}:
+            raise UsageError(
+                f"--otlp-endpoint {config.shown} is this collector's own intake",
+                "name where its spans shall go, or listen elsewhere (--listen-grpc, --listen-http)",
+            )
 
 
 def _remark(tls: Tls | None) -> None:

@@ -158,7 +158,9 @@ def _ask(address: str, target: str) -> Any:
             "start one: wirespan run, without an OTLP endpoint (or see --query-address)",
         ) from None
     except OSError as error:
-        raise WirespanError(f"cannot ask {address}: {error.strerror or error}") from None
+        raise WirespanError(
+            f"cannot ask {address}: {error.strerror or error}", "see --query-address"
+        ) from None
     except (http.client.HTTPException, ValueError, KeyError, TypeError):
         raise WirespanError(
             f"what answers on {address} is no query API of wirespan", "see --query-address"

@@ -144,6 +144,13 @@ def test_nowhere_to_send(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["collect"]) == 2
 
 
+@pytest.mark.parametrize("endpoint", ["http://localhost:4318", "http://127.0.0.1:4317"])
+def test_sends_nothing_to_itself(endpoint: str) -> None:
+    from tracer import cli
+
+    assert cli.main(["collect", "--otlp-endpoint", endpoint]) == 2
+
+
 def test_keeps_spans_in_a_store(tmp_path: Path) -> None:
     flags = (f"--store={tmp_path / 'store'}", "--query-listen=127.0.0.1:0", "--hold=0.1")
     with collecting(tmp_path, *flags) as (process, own):
