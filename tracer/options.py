@@ -324,7 +324,7 @@ def _add_output(out: Any) -> None:
     out.add_argument(
         "--sql", choices=("mask", "raw", "drop"), default="mask",
         help="db.query.text of SQL: literals replaced by ?, as sent, or absent; what servers say "
-        "in errors: without what they quote, unless raw (default: mask)",
+        "in errors: without numbers and what they quote, unless raw (default: mask)",
     )  # fmt: skip
 
 
