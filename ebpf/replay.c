@@ -61,7 +61,12 @@ static void *host_reserve(__u64 size);
 #define bpf_ringbuf_query(ring, what) 0UL
 #define bpf_ringbuf_reserve(ring, size, flags) host_reserve(size)
 #define bpf_ringbuf_submit(record, flags) ((void)(record), (void)(flags))
-#define bpf_probe_read_user(to, n, from) (memcpy(to, from, n), 0)
+static inline int bpf_probe_read_user(void *to, size_t n, const void *from)
+{
+	asm volatile("" : "+r"(from)); /* gcc warns of places that it knows to be none */
+	memcpy(to, from, n);
+	return 0;
+}
 
 #define bpf_loop(n, f, ctx, flags)                                                                 \
 	do {                                                                                       \
