@@ -130,15 +130,19 @@ def _java(
     return command
 
 
+def javas() -> dict[int, Path]:
+    """Return the JDKs of this host: version -> its `java`."""
+    found = {}
+    for release in sorted(Path("/usr/lib/jvm").glob("*/release")):
+        said = re.search(r'^JAVA_VERSION="(\d+)', release.read_text(), re.MULTILINE)
+        if said:
+            found[int(said[1])] = release.parent / "bin" / "java"
+    return found
+
+
 def virtual_java() -> Path | None:
     """Return a `java` of this host that numbers virtual threads (24), None if there is none."""
-    for home in sorted(Path("/usr/lib/jvm").glob("*")):
-        release = home / "release"
-        said = release.read_text() if release.is_file() else ""
-        version = re.search(r'^JAVA_VERSION="(\d+)', said, re.MULTILINE)
-        if version and int(version[1]) >= 24:
-            return home / "bin" / "java"
-    return None
+    return next((java for version, java in javas().items() if version >= 24), None)
 
 
 def _needs_virtual() -> None:

@@ -132,7 +132,7 @@ def test_lines_show_calls(code: str, role: Role, shown: str, colour: str) -> Non
     assert colour in painted
 
 
-@pytest.mark.parametrize("where", ["target", "method_text", "comm", "unix_path"])
+@pytest.mark.parametrize("where", ["target", "forwarded_for", "method_text", "comm", "unix_path"])
 def test_the_network_cannot_write_to_the_terminal(where: str) -> None:
     evil = "/\x1b[2J\r\n\x00\u202e\u2028x"
     values: dict[str, Any] = {
@@ -143,7 +143,9 @@ def test_the_network_cannot_write_to_the_terminal(where: str) -> None:
         values |= {"family": Family.UNIX, "role": Role.CLIENT}
     (shown,) = text_lines(feed(record(**values)))
     assert shown.isprintable()
-    assert r"\x1b[2J\r\n" in shown
+    # What is no address is not shown as one at all.
+    assert (r"\x1b[2J\r\n" in shown) is (where != "forwarded_for")
+    assert ("[2J" in shown) is (where != "forwarded_for")
 
 
 def test_printable_keeps_what_is() -> None:

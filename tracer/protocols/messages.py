@@ -7,9 +7,9 @@ import re
 # A quotation mark, but for the one of "doesn't".
 _QUOTE = r"""(?:"|(?<!n)'|'(?!t\b))"""
 _QUOTED = re.compile(rf"{_QUOTE}.*{_QUOTE}", re.DOTALL)
+_QUOTED_CUT = re.compile(rf"{_QUOTE}.*", re.DOTALL)
 # Also what hangs on to it: dates, times, addresses.
 _NUMBER = re.compile(r"(?<![\w$])[-+.]?\d[\w.:+/-]*")
-_QUOTED_CUT = re.compile(rf"{_QUOTE}.*", re.DOTALL)
 
 
 def masked_message(message: str, cut: bool) -> str:

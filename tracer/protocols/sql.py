@@ -213,10 +213,8 @@ def analyse(text: str, dialect: Dialect, *, cut: bool = False) -> Statement:
             tokens = _agreed(tokens, tokens2)
         elif odd:
             tokens = tokens2
+    tokens = _without_settings(tokens)
     dense = [token for token in tokens if token.kind != SPACE]
-    if any(token.text in _ASSIGNS or token.text.upper() == "TO" for token in dense):
-        tokens = _without_settings(tokens)
-        dense = [token for token in tokens if token.kind != SPACE]
     first = next((token for token in dense if token.text != "("), None)
     if first is None or first.kind != WORD or first.text.upper() not in VERBS:
         return NOTHING
@@ -310,8 +308,8 @@ def _tokens(text: str, pattern: re.Pattern[str]) -> tuple[list[Token], bool]:
     return tokens, odd
 
 
-# Words and names that a setting is given are its value, but for these.
-_ASSIGNS = ("=", ":=")
+# What stands before a setting's value; words and names there are the value, but for some.
+_BEFORE_VALUE = ("=", ":=", "TO", ",")
 _SAID = frozenset("DEFAULT ON OFF NULL LOCAL".split())
 
 
@@ -328,7 +326,7 @@ def _without_settings(tokens: list[Token]) -> list[Token]:
             verb = word
         sets = sets or (word == "SET" and verb in ("SET", "ALTER"))
         after = tokens[dense[place + 1]].text if place + 1 < len(dense) else ";"
-        value = sets and before in (*_ASSIGNS, "TO", ",") and after in (",", ";")
+        value = sets and before in _BEFORE_VALUE and after in (",", ";")
         if value and token.kind in (WORD, QUOTED) and word not in _SAID:
             masked[number] = Token(LITERAL, MASK, token.end)
         before = word

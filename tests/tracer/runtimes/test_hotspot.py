@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import struct
 import subprocess
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.truth.workloads_other import javas
 from tracer.runtimes import hotspot
 from tracer.runtimes.elf import Elf
 from tracer.runtimes.hotspot import HotSpot, NotReady
@@ -123,21 +123,12 @@ def test_no_other_file_is_one() -> None:
     assert hotspot.image(Elf(Path("/bin/true").read_bytes()), "libjvm.so") is None
 
 
-def versions() -> dict[int, Path]:
-    """The JDKs of this host: version -> its `java`."""
-    found = {}
-    for release in Path("/usr/lib/jvm").glob("*/release"):
-        if said := re.search(r'^JAVA_VERSION="(\d+)', release.read_text(), re.MULTILINE):
-            found[int(said[1])] = release.parent / "bin" / "java"
-    return found
-
-
-@pytest.mark.parametrize("version", sorted(versions()))
+@pytest.mark.parametrize("version", sorted(javas()))
 def test_a_real_one(version: int, tmp_path: Path) -> None:
     """Looked at from its first moment on, it is found; only since 24 it has numbers to read."""
     program = tmp_path / "Sleeps.java"
     program.write_text(SLEEPS)
-    process = subprocess.Popen([versions()[version], program], stdout=subprocess.PIPE)
+    process = subprocess.Popen([javas()[version], program], stdout=subprocess.PIPE)
     try:
         runtimes, found = Runtimes(), None
         until = time.monotonic() + 30
