@@ -47,24 +47,26 @@ static __always_inline __u64 stream_exchange(const struct conn *c, const struct 
 					       struct stream_entry *e __VA_OPT__(, ) __VA_ARGS__)
 #endif
 
-/* A stream is over: its record, written in place in the ring. */
-GLOBAL_STREAM(stream_emit, (now), __u64 now)
+/* The record of a stream that is over, written in place in the ring. */
+static __always_inline void stream_emit(const struct conn *c, const struct stream_entry *e,
+					__u64 now)
 {
 	struct flow_record *r;
 
 	if (!c->t.sure)
-		return 0;
+		return;
 	r = bpf_ringbuf_reserve(&records, sizeof(*r), 0);
 	if (!r) {
 		lose(FLOW_LOSS_RING_FULL);
-		return 0;
+		return;
 	}
 	__builtin_memcpy(r, &c->rec, __builtin_offsetof(struct flow_record, text));
 	r->kind = FLOW_EXCHANGE;
 	r->start_ns = e->start_ns;
 	r->request_end_ns = e->request_end_ns;
 	r->first_byte_ns = e->first_byte_ns;
-	r->end_ns = now;
+	/* an answer that began just as the stream was reset did so before its end */
+	r->end_ns = now > e->first_byte_ns ? now : e->first_byte_ns;
 	r->request_body_bytes = e->request_bytes;
 	r->response_body_bytes = e->response_bytes;
 	r->request_seq = e->request_seq;
@@ -90,26 +92,36 @@ GLOBAL_STREAM(stream_emit, (now), __u64 now)
 		lose(FLOW_LOSS_SHED);
 	else
 		count(FLOW_COUNT_EXCHANGES, 1);
-	return 0;
 }
 
+/*
+ * A stream is over. Both directions may end it at once, each on a CPU of its own, as where a
+ * deadline passes just as the answer comes: it is over for the one that takes it from the map.
+ */
 GLOBAL_STREAM(stream_over, (end, now), __u32 end, __u64 now)
 {
 	struct stream_key key = {};
+	struct stream_entry *last;
+	struct io *own = io_get();
 
-	key.sk = e->sk;
-	key.id = e->id;
-	e->end = end;
-	if (end == FLOW_END_RESPONSE && !e->request_end_ns)
-		e->flags |= FLOW_FLAG_EARLY;
-	stream_emit(c, e, now);
-	if (e->flags & FLOW_FLAG_IN_HAND)
-		link_served(e->sk, fate_index(e->id, e->fate), stream_exchange(c, e),
-			    e->request_tid, e->calls);
-	else if (e->cause.id)
-		link_calls(&e->cause, 0);
-	bpf_map_delete_elem(&streams, &key);
-	c->open--;
+	if (!own)
+		return 0;
+	last = &own->stream; /* what leaves the map may be another stream's at once */
+	*last = *e;
+	key.sk = last->sk;
+	key.id = last->id;
+	if (bpf_map_delete_elem(&streams, &key))
+		return 0;
+	__sync_fetch_and_add(&c->open, -1);
+	last->end = end;
+	if (end == FLOW_END_RESPONSE && !last->request_end_ns)
+		last->flags |= FLOW_FLAG_EARLY;
+	stream_emit(c, last, now);
+	if (last->flags & FLOW_FLAG_IN_HAND)
+		link_served(last->sk, fate_index(last->id, last->fate), stream_exchange(c, last),
+			    last->request_tid, last->calls);
+	else if (last->cause.id)
+		link_calls(&last->cause, 0);
 	return 0;
 }
 
@@ -262,7 +274,7 @@ static __always_inline void stream_begin_request(struct conn *c, struct io *io, 
 						 c->role == FLOW_CLIENT, begun->cause.id != 0);
 		}
 	}
-	c->open++;
+	__sync_fetch_and_add(&c->open, 1);
 	c->last_stream = e->id;
 	if (c->rec.tgid != io->pid_tgid >> 32) {
 		tell_process(io, &c->rec);

@@ -7,6 +7,8 @@ import random
 import re
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +36,7 @@ from tests.root.harness import (
 )
 from tests.root.nginx import FILE_BYTES, HELLO, Nginx
 from tests.root.test_http1_servers import listed
-from tests.root.wire import Wire, at_random, each
+from tests.root.wire import Wire, at_random, each, receive
 
 
 @pytest.fixture(scope="module")
@@ -381,6 +383,66 @@ def test_streams_that_are_reset(watch: Watch, wire: Wire, by: str, answered: boo
         assert {s.status for s in spans.of(kind)} == {200 if answered else None}
     assert len(spans) == 20, spans.show()
     assert all(span.error for span in spans), spans.show()
+
+
+# At each time that it is told, sends an answer and reads it at the other end.
+ANSWERS = """
+import socket, sys, time
+client, server = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:3])
+print("ready", flush=True)
+for line in sys.stdin:
+    at, answer = line.split()
+    data = bytes.fromhex(answer)
+    while time.monotonic_ns() < int(at):
+        pass
+    server.sendall(data)
+    while data:
+        data = data[len(client.recv(len(data))):]
+    print("read", flush=True)
+"""
+ANSWERED = "wirespan.time_to_first_byte_ns"
+
+
+def test_streams_that_both_ends_end_at_once(watch: Watch, wire: Wire) -> None:
+    """The client resets a stream on one CPU, just as on another it reads the answer."""
+    path, rng, count = unique(), random.Random(5), 1000
+    pair = Pair(wire)
+    ends = wire.client, wire.server
+    argv = [sys.executable, "-c", ANSWERS, *(str(end.fileno()) for end in ends)]
+    with subprocess.Popen(
+        argv,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        pass_fds=[end.fileno() for end in ends],
+    ) as other:
+        assert other.stdin and other.stdout and other.stdout.readline() == "ready\n"
+        for n in range(count):
+            stream = pair.ask(f"{path}/{n}")
+            pair.move()
+            pair.answer(stream)
+            answer = pair.server.data_to_send()
+            pair.client.reset_stream(stream, error_code=8)
+            reset = pair.client.data_to_send()
+            at = time.monotonic_ns() + 500_000
+            print(at, answer.hex(), file=other.stdin, flush=True)
+            at += rng.randrange(40_000)  # the other sends first, which takes as long
+            while time.monotonic_ns() < at:
+                pass
+            wire.client.sendall(reset)
+            assert receive(wire.server, len(reset)) == reset
+            assert other.stdout.readline() == "read\n"
+            pair.server.receive_data(reset)
+            pair.client.receive_data(answer)
+            pair.move()
+        other.stdin.close()
+    watch.under(path, 2 * count)
+    spans = watch.at(wire.ports(), 2 * count)  # those that lack a path as well
+    # A status that was read a moment too late has no time of its own.
+    assert_sound(Spans(span for span in spans if ANSWERED in span.attributes))
+    for kind in (CLIENT, SERVER):
+        paths = Counter(span.path for span in spans.of(kind))
+        assert paths == Counter(f"{path}/{n}" for n in range(count))
 
 
 def test_goaway_with_streams_in_flight(watch: Watch, wire: Wire) -> None:
