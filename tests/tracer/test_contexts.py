@@ -444,13 +444,17 @@ def test_an_interpreter_that_starts_is_looked_at_again(looked: Looked) -> None:
     assert looked.updates == [(11, value_of(found(CPYTHON)))] and not looked.said
 
 
-def test_one_that_never_starts_is_given_up(looked: Looked, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("reason", ["starting", ""])
+def test_one_that_never_starts_is_given_up(
+    looked: Looked, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    """Without a reason it is a plain program, as a JVM is whose threads nobody understands."""
     monkeypatch.setattr(contexts, "_AGAIN", (0.001, 0.001))
     looks: list[int] = []
 
     def look(_: Runtimes, pid: int, again: bool) -> Found:
         looks.append(pid)
-        return found(None, "starting", ready=False)
+        return found(None, reason, ready=False)
 
     looked.answers = {11: []}
     monkeypatch.setattr(Runtimes, "look", look)
@@ -458,7 +462,8 @@ def test_one_that_never_starts_is_given_up(looked: Looked, monkeypatch: pytest.M
     looked.wait(lambda: len(looks) == 3)
     time.sleep(0.1)
     looked.contexts.close()
-    assert len(looks) == 3 and not looked.updates
+    plain = [(11, value_of(found(None)))]
+    assert len(looks) == 3 and looked.updates == ([] if reason else plain)
 
 
 def test_a_vanished_process(looked: Looked) -> None:

@@ -12,7 +12,6 @@ JDK 24 and 25; https://www.akkadia.org/drepper/tls.pdf, 3.
 
 from __future__ import annotations
 
-import contextlib
 import struct
 from dataclasses import dataclass
 
@@ -29,7 +28,7 @@ _DTV = 8  # from where the FS base points to, in glibc's struct pthread and musl
 _VECTOR = 1 << 10  # bytes of it that are searched: some 60 libraries with TLS blocks
 _BLOCK = 128  # bytes of one; libjvm's of JDK 25 has 80
 _TRIES = 5  # the list is replaced, and the old one freed, whenever a thread begins or ends
-_FEW = 4  # threads that prove nothing: a JVM that has come up has a dozen
+FEW = 4  # threads that prove nothing: a JVM that has come up has a dozen
 # What is needed: of which type, and which field.
 _LIST = "ThreadsSMRSupport", "_java_thread_list"
 _COUNT = "ThreadsList", "_length"
@@ -79,25 +78,27 @@ def image(elf: Elf, name: str) -> Image | None:
     return Image(found[STRUCTS].value) if found else None
 
 
-def inspect(image: Image, base: int, memory: Memory) -> HotSpot | None:
+def inspect(image: Image, base: int, memory: Memory, threads: int) -> HotSpot | None:
     """Read a process that maps an image; base: Elf.base() of its mapping.
 
-    None where its virtual threads have no numbers to read (before JDK 24) or something is missing.
-    Raises NotReady, and OSError where the process vanishes or may not be read.
+    threads: of the process. While there are few, its loader may not have put all addresses into
+    the table yet. None where its virtual threads have no numbers to read (before JDK 24) or
+    something is missing. Raises NotReady, and PermissionError.
     """
-    table = memory.u64(base + image.structs)
-    if not table:
+    if threads <= FEW:
         raise NotReady
-    found = _fields(table, memory)
-    if not found.keys() >= _FIELDS:
-        return None
-    if not found[_NUMBER][0]:
-        raise NotReady
-    for _ in range(_TRIES):
-        with contextlib.suppress(OSError):
+    try:
+        found = _fields(memory.u64(base + image.structs), memory)
+        if not found.keys() >= _FIELDS:
+            return None
+        for _ in range(_TRIES):
             if place := _place(_threads(found, memory), memory):
                 return HotSpot(*place, found[_NUMBER][0], found[_CONTINUATION][0])
-    return None
+    except PermissionError:
+        raise
+    except OSError as error:  # of a thread that has just ended, or of a process
+        raise NotReady from error
+    raise NotReady
 
 
 def _threads(found: _Found, memory: Memory) -> list[tuple[int, int]]:
@@ -106,7 +107,7 @@ def _threads(found: _Found, memory: Memory) -> list[tuple[int, int]]:
     if not threads:
         raise NotReady
     count = memory.u32(threads + found[_COUNT][0])
-    if not _FEW < count <= _MOST_THREADS:
+    if not FEW < count <= _MOST_THREADS:
         raise NotReady
     array = memory.u64(threads + found[_ARRAY][0])
     each = struct.unpack(f"<{count}Q", memory.read(array, 8 * count))

@@ -57,7 +57,8 @@ class Found:
     why in words, "" for a plain program. file: (device, inode) of what holds the runtime.
     path: leads to that file while the process lives (for uprobes). first: no process with
     this file was reported before, so its uprobes are to be attached now.
-    ready: False where the interpreter has not begun yet, or is not even mapped: look again later.
+    ready: False where the runtime has not begun yet, or is not even mapped: look again later. If
+    it never is, what has no reason is a plain program all the same.
     """
 
     pid: int
@@ -220,13 +221,15 @@ class Runtimes:
         self, pid: int, mapping: Mapping, path: Path, file: FileId, image: hotspot.Image
     ) -> Found:
         """Describe a JVM. One whose virtual threads can't be told apart is a plain program."""
+        runtime, ready = None, True
         try:
-            runtime = hotspot.inspect(image, _base(path, mapping), Memory(pid))
+            threads = len(os.listdir(self._proc / str(pid) / "task"))
+            runtime = hotspot.inspect(image, _base(path, mapping), Memory(pid), threads)
         except hotspot.NotReady:
-            return Found(pid, None, "the JVM is starting", file, path, True, ready=False)
-        except OSError:
-            runtime = None
-        return Found(pid, runtime, "", file, path, True)
+            ready = False
+        except PermissionError:
+            pass
+        return Found(pid, runtime, "", file, path, True, ready)
 
 
 def _base(path: Path, mapping: Mapping) -> int:

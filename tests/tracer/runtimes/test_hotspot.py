@@ -83,40 +83,55 @@ def held(
     return Held(pieces)
 
 
+def inspect(memory: Memory, threads: int = 5) -> HotSpot | None:
+    return hotspot.inspect(hotspot.Image(SYMBOL), BASE, memory, threads)
+
+
 def test_what_a_table_says() -> None:
-    found = hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(FIELDS))
-    assert found == HotSpot(48, 16, 1312, 1240)
+    assert inspect(held(FIELDS)) == HotSpot(48, 16, 1312, 1240)
 
 
 def test_a_jvm_that_is_coming_up() -> None:
     for threads in (0, 1, 4):
         with pytest.raises(NotReady):
-            hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(FIELDS, threads=threads))
+            inspect(held(FIELDS, threads=threads))
+        with pytest.raises(NotReady):  # a table that lacks something may yet be filled in
+            inspect(held({}), threads)
 
 
 def test_threads_that_have_it_elsewhere() -> None:
     memory = held(FIELDS)
     last = THREADS + 4 * 0x10000 + 4 * 0x1000
     memory._pieces[last] = struct.pack("<QQQ", 0, THREADS + 4 * 0x10000, 5) + bytes(128)
-    assert hotspot.inspect(hotspot.Image(SYMBOL), BASE, memory) is None
+    with pytest.raises(NotReady):
+        inspect(memory)
 
 
 @pytest.mark.parametrize("field", sorted(hotspot._FIELDS))
 def test_a_table_that_lacks_something(field: tuple[str, str]) -> None:
     fields = {name: at for name, at in FIELDS.items() if name != field}
-    assert hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(fields)) is None
+    assert inspect(held(fields)) is None
 
 
 def test_a_table_that_is_not_filled_in_yet() -> None:
     with pytest.raises(NotReady):
-        hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(dict.fromkeys(FIELDS, (0, 0))))
+        inspect(held(dict.fromkeys(FIELDS, (0, 0))))
     with pytest.raises(NotReady):
-        hotspot.inspect(hotspot.Image(SYMBOL), BASE, Held({BASE + SYMBOL: bytes(8)}))
+        inspect(Held({BASE + SYMBOL: bytes(8)}))
 
 
 def test_a_table_that_leads_nowhere() -> None:
-    with pytest.raises(OSError, match="no memory"):
-        hotspot.inspect(hotspot.Image(SYMBOL), BASE, held(FIELDS, end=False))
+    with pytest.raises(NotReady):
+        inspect(held(FIELDS, end=False))
+
+
+def test_a_process_that_may_not_be_read() -> None:
+    class Kept(Memory):
+        def read(self, address: int, size: int) -> bytes:
+            raise PermissionError(1, "Operation not permitted")
+
+    with pytest.raises(PermissionError):
+        inspect(Kept(1))
 
 
 def test_no_other_file_is_one() -> None:
