@@ -237,9 +237,7 @@ def _http_url(settings: _Settings) -> tuple[str, bool]:
     path = url.path or "/"
     if setting.general:
         path = f"{path.rstrip('/')}/v1/{settings.signal}"
-    # A password in the URL is not sent, and must not be shown with the endpoint either.
-    host = url.netloc.rpartition("@")[2]
-    return url._replace(netloc=host, path=path, fragment="").geturl(), url.scheme == "https"
+    return url._replace(path=path, fragment="").geturl(), url.scheme == "https"
 
 
 def _grpc_target(settings: _Settings) -> tuple[str, bool]:
@@ -277,6 +275,11 @@ def _url(setting: _Setting) -> SplitResult:
         raise UsageError(
             f"{setting.name}: {_shown(setting.value)!r} is not a URL with scheme http or https",
             "write http://HOST:PORT, for example http://localhost:4318",
+        )
+    if "@" in url.netloc:  # and would be shown wherever the endpoint is
+        raise UsageError(
+            f"{setting.name}: {_shown(setting.value)!r} is given with a user name or a password",
+            "take them out, and name a header: --otlp-header 'authorization=Basic ...'",
         )
     return url
 

@@ -40,7 +40,6 @@ def test_export_is_requested_by_an_endpoint() -> None:
         ("http://h/base", "http://h/base/v1/traces"),
         ("http://h/base//", "http://h/base/v1/traces"),
         ("https://[::1]:1/x?key=1#part", "https://[::1]:1/x/v1/traces?key=1"),
-        ("http://user:secret@h:1", "http://h:1/v1/traces"),
     ],
 )
 def test_the_general_endpoint_gets_a_path(endpoint: str, url: str) -> None:
@@ -157,6 +156,8 @@ def test_headers_are_baggage() -> None:
     "environ",
     [
         {P + "ENDPOINT": "htp://bob:SECRET@h:4318"},
+        {P + "ENDPOINT": "http://bob:SECRET@h:4318"},
+        {P + "ENDPOINT": "https://SECRET@h", P + "PROTOCOL": "grpc"},
         {P + "ENDPOINT": "htp://h:4318/?apikey=SECRET"},
         {P + "PROTOCOL": "grpc", P + "ENDPOINT": "bob:SECRET@h"},
         {P + "HEADERS": "Authorization: Bearer SECRET"},
@@ -179,6 +180,7 @@ def test_protocols_are_named_in_any_case() -> None:
         ({T + "PROTOCOL": "THRIFT"}, ["TRACES_PROTOCOL", "THRIFT"]),
         ({P + "ENDPOINT": "localhost"}, ["OTLP_ENDPOINT", "localhost"]),
         ({P + "ENDPOINT": "ftp://h"}, ["ftp://h"]),
+        ({P + "ENDPOINT": "http://a:b@h"}, ["OTLP_ENDPOINT", "'http://h'", "password"]),
         ({P + "ENDPOINT": "http://"}, ["http://"]),
         ({P + "ENDPOINT": "http://h:port"}, ["http://h:port"]),
         ({P + "ENDPOINT": "http://h:99999"}, ["http://h:99999"]),
