@@ -88,19 +88,21 @@ def _python(
 
 
 # Modules that services import.
-FLASK, GUNICORN = "flask requests", "flask requests gunicorn"
+FLASK = "flask requests waitress"
+GUNICORN, SANIC = f"{FLASK} gunicorn", "httpx sanic"
 ASGI = "fastapi httpx hypercorn trio uvicorn"
 ASGI_UVLOOP = f"{ASGI} httptools uvloop"
 PACKAGES = (
     *("flask", "werkzeug", "gunicorn", "gevent", "requests"),
     *("fastapi", "starlette", "uvicorn", "hypercorn", "httpx", "uvloop", "httptools", "trio"),
-    *("aiohttp", "tornado"),
+    *("aiohttp", "tornado", "sanic", "waitress"),
 )
 
 PYTHON = (
     _python(THREADS, "flask", _script("flask_service"), FLASK),
     _python(THREADS, "flask-short-connections", _script("flask_service", "short"), FLASK),
     _python(THREADS, "gunicorn-gthread", _gunicorn("gthread"), GUNICORN),
+    _python(THREADS, "waitress", _script("flask_service", "waitress"), FLASK, right=0.0),
     _python(EXECUTORS, "starlette-sync", _script("asgi_service", "sync"), ASGI),
     _python(EXECUTORS, "flask-executor", _script("flask_service", "executor"), FLASK),
     _python(EXECUTORS, "flask-executor-3", _script("flask_service", "executor"), FLASK, calls=3),
@@ -125,6 +127,8 @@ PYTHON = (
     _python(LOOPS, "aiohttp-uvloop", _script("aiohttp_service", "uvloop"), "aiohttp uvloop"),
     _python(LOOPS, "aiohttp-4-connections", _script("aiohttp_service", "pool"), "aiohttp", calls=3),
     _python(LOOPS, "aiohttp-queue", _script("aiohttp_service", "handoff"), "aiohttp", right=0.0),
+    _python(LOOPS, "sanic", _script("sanic_service"), SANIC),
+    _python(LOOPS, "sanic-gather-3", _script("sanic_service"), SANIC, calls=3),
     _python(LOOPS, "tornado", _script("tornado_service"), "tornado"),
     _python(LOOPS, "tornado-3", _script("tornado_service", "after"), "tornado", calls=3),
     _python(LOOPS, "tornado-10-clients", _script("tornado_service", "queue"), "tornado"),

@@ -65,6 +65,7 @@ VIRTUAL = (
 )
 CASES = (
     Case("gunicorn-gthread", "thread"),  # its workers are forked and never exec
+    Case("waitress", "", all=False),
     Case("flask-executor-3", "queue"),
     Case("starlette-sync", "context"),
     Case("fastapi-executor", "queue"),
@@ -72,6 +73,7 @@ CASES = (
     Case("fastapi-httpx-reset-3", "context"),
     Case("fastapi-trio-3", "context"),
     Case("aiohttp-gather-3", "context"),
+    Case("sanic-gather-3", "context"),
     Case("tornado-3", "context"),
     Case("tornado-10-clients-3", "context"),
     Case("go-http", "goroutine"),

@@ -2,11 +2,14 @@
 
 MODE: "" calls from the thread that serves; "executor" hands the calls to a pool of threads and
 waits; "callback" has the pool's thread make the call when a timer of another thread fires;
-"short" opens a connection for each call; "traced" has spans of its own (own_spans.py).
+"short" opens a connection for each call; "traced" has spans of its own (own_spans.py);
+"waitress" serves by that, where one thread reads what others answer.
 """
 
 from __future__ import annotations
 
+import socket
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Timer
 
@@ -59,7 +62,18 @@ def front(id: str) -> str:
     return id
 
 
+def serve_by_waitress() -> None:
+    import waitress
+
+    listening = socket.create_server(("127.0.0.1", PORT), backlog=1024)
+    ready()  # whoever connects now waits
+    waitress.serve(app, sockets=[listening], threads=64, connection_limit=1000)
+
+
 if __name__ == "__main__":
+    if MODE == "waitress":
+        serve_by_waitress()
+        sys.exit()
     WSGIRequestHandler.protocol_version = "HTTP/1.1"
     WSGIRequestHandler.log_request = lambda *_, **__: None  # type: ignore[method-assign]
     server = make_server("127.0.0.1", PORT, app, threaded=True)
