@@ -6,7 +6,7 @@
 #ifndef WIRESPAN_CONN_H
 #define WIRESPAN_CONN_H
 
-#include "exchange.bpf.h"
+#include "advance.bpf.h"
 
 #ifndef OLD_KERNEL
 struct walk {

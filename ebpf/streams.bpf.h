@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /*
  * streams.bpf.h - HTTP/2: several exchanges under way on one connection, in no order. Part of
- * exchange.bpf.h.
+ * advance.bpf.h.
  *
  * Header blocks cross to user space as they come, in the order of each direction, for HPACK
  * has its state there. What the kernel knows of an exchange (times, sizes, its end) follows
@@ -9,6 +9,8 @@
  */
 #ifndef WIRESPAN_STREAMS_H
 #define WIRESPAN_STREAMS_H
+
+#define STREAMS_OLD 512 /* streams of a connection that are looked for as it ends */
 
 static __always_inline __u64 stream_exchange(const struct conn *c, const struct stream_entry *e)
 {
