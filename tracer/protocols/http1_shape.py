@@ -276,6 +276,8 @@ def _client_url(
     if target.form in ("authority", "asterisk"):
         # Their path and query are empty, RFC 9112 section 3.3.
         attributes.append((URL_FULL, prefix))
+    elif target.form == "other":
+        return  # behind the host it would be part of its name
     else:
         texts.append(TextColumn(URL_FULL, prefix, URL_FULL))
     if target.cut:

@@ -6,6 +6,7 @@
     absolute    GET http://h:8080/search?q=cats  /search        of the path
     authority   CONNECT h:443                    (has none)     (has none)
     asterisk    OPTIONS *                        *              *
+    other       GET search                       search         (has none)
 
 What leaves this module holds no secret of a kind that can be told from its place: query
 values and credentials before a host are replaced by `REDACTED`.
@@ -45,7 +46,7 @@ _ESCAPED = re.compile("[\ud800-\udfff]")
 class TargetClass(NamedTuple):
     """What of a target goes into a span's shape."""
 
-    form: Literal["origin", "absolute", "authority", "asterisk"]
+    form: Literal["origin", "absolute", "authority", "asterisk", "other"]
     route: str  # "": none
     scheme: str  # absolute form only
     authority: str  # absolute and authority form: host and port, without credentials
@@ -120,7 +121,9 @@ def parse(raw: bytes, *, connect: bool, cut: bool, query: str, routes: Routes) -
         query_bytes, fits = _limit(masked.encode(), max(0, MAX_BYTES - len(path_bytes) - 1))
         if not fits:
             place = "query"
-    form: Literal["absolute", "origin"] = "absolute" if absolute else "origin"
+    form: Literal["absolute", "origin", "other"] = "absolute" if absolute else "origin"
+    if not absolute and path and not path.startswith("/"):
+        form = "other"
     kind = TargetClass(form, route, scheme, authority, credentials, place)
     return Target(kind, path_bytes, query_bytes)
 
