@@ -113,7 +113,7 @@ class Agent:
                 "give --otlp-endpoint, for example http://HOST:4317",
             )
 
-        if options.red_metrics and not metrics.wanted(environ):
+        if options.red_metrics and not ExportConfig.wanted(environ, "metrics"):
             raise UsageError(
                 "--red-metrics on: metrics are exported to nobody",
                 "give --otlp-endpoint, for example http://HOST:4317, and no "

@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from opentelemetry.proto.metrics.v1.metrics_pb2 import ResourceMetrics
 
 
-def wanted(environ: Mapping[str, str]) -> bool:
-    """Whether to export metrics: an endpoint is set and `otlp` is among the exporters."""
-    return ExportConfig.wanted(environ, "metrics")
-
-
 class Metrics:
     """All that a tracer has to do with metrics: `start`, `close`, counts and losses.
 
@@ -64,7 +59,7 @@ class Metrics:
         warn: Callable[[str], None],
     ) -> Metrics | None:
         """Return None where nobody asked for metrics, or asked for what makes no sense."""
-        if not wanted(environ):
+        if not ExportConfig.wanted(environ, "metrics"):
             return None
         try:
             return cls(environ, monitor, own, red, warn)

@@ -19,7 +19,7 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality
 
 from tests.tracer.receivers import SERVE, Answer, Receiver, free_port
 from tests.tracer.red.exchanges import NOW, OWN, Row, batch, http
-from tracer import metrics
+from tracer.export_config import ExportConfig
 from tracer.metrics import Meter, Metrics
 from tracer.metrics_export import MetricsExporter, Settings
 from tracer.metrics_otlp import durations, serialise
@@ -347,7 +347,7 @@ def test_a_defect_in_collecting_is_told_and_tried_again() -> None:
             pass
 
     with backend("http/protobuf") as to:
-        config = metrics.ExportConfig.from_environment(
+        config = ExportConfig.from_environment(
             {"OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{to.port}"}, signal="metrics"
         )
         exporter = MetricsExporter(
@@ -374,7 +374,7 @@ def test_a_defect_in_collecting_is_told_and_tried_again() -> None:
     ],
 )
 def test_metrics_are_for_who_wants_them(environ: dict[str, str], wanted: bool) -> None:
-    assert metrics.wanted(environ) is wanted
+    assert ExportConfig.wanted(environ, "metrics") is wanted
 
 
 def test_settings_of_the_environment() -> None:
