@@ -28,7 +28,7 @@ _DTV = 8  # from where the FS base points to, in glibc's struct pthread and musl
 _VECTOR = 1 << 10  # bytes of it that are searched: some 60 libraries with TLS blocks
 _BLOCK = 128  # bytes of one; libjvm's of JDK 25 has 80
 _TRIES = 5  # the list is replaced, and the old one freed, whenever a thread begins or ends
-FEW = 4  # threads that prove nothing: a JVM that has come up has a dozen
+_FEW = 4  # threads that prove nothing: a JVM that has come up has a dozen
 # What is needed: of which type, and which field.
 _LIST = "ThreadsSMRSupport", "_java_thread_list"
 _COUNT = "ThreadsList", "_length"
@@ -85,7 +85,7 @@ def inspect(image: Image, base: int, memory: Memory, threads: int) -> HotSpot | 
     the table yet. None where its virtual threads have no numbers to read (before JDK 24) or
     something is missing. Raises NotReady, and PermissionError.
     """
-    if threads <= FEW:
+    if threads <= _FEW:
         raise NotReady
     try:
         found = _fields(memory.u64(base + image.structs), memory)
@@ -107,7 +107,7 @@ def _threads(found: _Found, memory: Memory) -> list[tuple[int, int]]:
     if not threads:
         raise NotReady
     count = memory.u32(threads + found[_COUNT][0])
-    if not FEW < count <= _MOST_THREADS:
+    if not _FEW < count <= _MOST_THREADS:
         raise NotReady
     array = memory.u64(threads + found[_ARRAY][0])
     each = struct.unpack(f"<{count}Q", memory.read(array, 8 * count))
