@@ -83,10 +83,20 @@ static int open_connection(void)
 		err(1, "socket");
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof(one));
 	if (connect(fd, (struct sockaddr *)&server, sizeof(server))) {
+		int why = errno;
+
 		close(fd);
+		errno = why;
 		return -1;
 	}
 	return fd;
+}
+
+/* Count a failure; the first few are told, for a run that should have none. */
+static void fail(const char *what)
+{
+	if (__atomic_fetch_add(&shared->failed, 1, __ATOMIC_RELAXED) < 5)
+		warn("%s", what);
 }
 
 /* Read one response with Content-Length whole; its status, or 0. */
@@ -135,12 +145,13 @@ static int ask(int fd)
 		       ntohs(server.sin_port));
 	m->begun = 1;
 	m->start_ns = now();
+	errno = 0;
 	if (write(fd, request, len) == len)
 		m->status = answer(fd);
 	m->end_ns = now();
 	if (m->status)
 		return 1;
-	__atomic_fetch_add(&shared->failed, 1, __ATOMIC_RELAXED);
+	fail("request");
 	return 0;
 }
 
@@ -151,8 +162,9 @@ static void converse(uint64_t *next, double share)
 	long done = 0;
 
 	if (fd < 0) { /* no exchange: nothing was asked */
-		warn("connect");
-		__atomic_fetch_add(&shared->failed, 1, __ATOMIC_RELAXED);
+		/* told to stop, or out of ports for the moment: that is not the server's doing */
+		if (errno != EINTR && errno != EADDRNOTAVAIL)
+			fail("connect");
 		usleep(10000);
 		return;
 	}

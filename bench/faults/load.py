@@ -38,7 +38,7 @@ def compile_c(name: str, *flags: str) -> Path:
 @dataclass(frozen=True, slots=True)
 class Made:
     """What a load did. prefix: of its paths; failed: requests without a response,
-    and connections that could not be opened.
+    and connections that could not be opened; why: what it said of the first of them.
 
     requests: shape (n,), dtype MADE, by number; times are CLOCK_MONOTONIC ns.
     """
@@ -46,6 +46,7 @@ class Made:
     prefix: str
     requests: NDArray[np.void]
     failed: int
+    why: str = ""
 
     def __len__(self) -> int:
         return len(self.requests)
@@ -106,7 +107,8 @@ class Load(Child):
     def ended(self, timeout: float) -> Made:
         """Wait for its own end; returns what it did. Raises BenchError."""
         self.finish(timeout)
-        begun, failed = map(int, self.said().splitlines()[-1].split())
+        *why, last = self.said().splitlines()
+        begun, failed = map(int, last.split())
         requests = np.fromfile(self._file, MADE, begun)
         self._file.unlink()
-        return Made(self.prefix, requests, failed)
+        return Made(self.prefix, requests, failed, "; ".join(why))
