@@ -8,10 +8,7 @@
 
 #include "exchange.bpf.h"
 
-#define STEPS_AT_ONCE 8	 /* parser steps without a look at the connection */
-#define STEPS_FAST 32	 /* steps of one I/O that are taken in a plain loop */
-#define STEPS_MOST 65536 /* and those in bpf_loop(): Linux 5.17 */
-#define STEPS_OLD 1024	 /* or without it */
+#define STEPS_AT_ONCE 8 /* parser steps without a look at the connection */
 
 /*
  * The record that a stream's bytes are of. One that is nobody's holds what another connection left

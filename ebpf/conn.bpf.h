@@ -8,6 +8,10 @@
 
 #include "advance.bpf.h"
 
+#define STEPS_FAST 32	 /* steps of one I/O that are taken in a plain loop */
+#define STEPS_MOST 65536 /* and those in bpf_loop(): Linux 5.17 */
+#define STEPS_OLD 1024	 /* or without it */
+
 #ifndef OLD_KERNEL
 struct walk {
 	struct conn *c;

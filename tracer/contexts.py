@@ -271,10 +271,12 @@ class Contexts:
         found = self._runtimes.look(pid, again=not loads)
         if found is None:
             return
-        if not found.ready and tried < len(_AGAIN):
-            self._later.append((time.monotonic() + _AGAIN[tried], pid, tried + 1))
-        if not found.ready and (found.reason or tried < len(_AGAIN)):
-            return
+        if not found.ready:
+            again = tried < len(_AGAIN)
+            if again:
+                self._later.append((time.monotonic() + _AGAIN[tried], pid, tried + 1))
+            if again or found.reason:
+                return
         if found.reason:
             self._say_once(
                 found.file,

@@ -210,7 +210,7 @@ class Scene:
         self.outcome.made += len(made)
         self.outcome.failed += made.failed
         answered = made.failed == 0 and len(made) > 0
-        self.check("every request was answered", answered, f"{made.failed} failed {made.why}")
+        self.check("every request was answered", answered, f"{made.failed} {made.why}".strip())
         slowest = made.slowest_ns() / 1e6
         self.figure("slowest request", f"{slowest:.0f} ms")
         self.check(f"none took {most_ms / 1000:g} s", slowest < most_ms, f"{slowest:.0f} ms")

@@ -88,8 +88,8 @@ def _python(
 
 
 # Modules that services import.
-FLASK = "flask requests waitress"
-GUNICORN, SANIC = f"{FLASK} gunicorn", "httpx sanic"
+FLASK = "flask requests"
+GUNICORN, WAITRESS, SANIC = f"{FLASK} gunicorn", f"{FLASK} waitress", "httpx sanic"
 ASGI = "fastapi httpx hypercorn trio uvicorn"
 ASGI_UVLOOP = f"{ASGI} httptools uvloop"
 PACKAGES = (
@@ -102,7 +102,7 @@ PYTHON = (
     _python(THREADS, "flask", _script("flask_service"), FLASK),
     _python(THREADS, "flask-short-connections", _script("flask_service", "short"), FLASK),
     _python(THREADS, "gunicorn-gthread", _gunicorn("gthread"), GUNICORN),
-    _python(THREADS, "waitress", _script("flask_service", "waitress"), FLASK, right=0.0),
+    _python(THREADS, "waitress", _script("flask_service", "waitress"), WAITRESS, right=0.0),
     _python(EXECUTORS, "starlette-sync", _script("asgi_service", "sync"), ASGI),
     _python(EXECUTORS, "flask-executor", _script("flask_service", "executor"), FLASK),
     _python(EXECUTORS, "flask-executor-3", _script("flask_service", "executor"), FLASK, calls=3),

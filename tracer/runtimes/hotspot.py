@@ -12,6 +12,7 @@ JDK 24 and 25; https://www.akkadia.org/drepper/tls.pdf, 3.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from dataclasses import dataclass
 
@@ -89,15 +90,16 @@ def inspect(image: Image, base: int, memory: Memory, threads: int) -> HotSpot | 
         raise NotReady
     try:
         found = _fields(memory.u64(base + image.structs), memory)
-        if not found.keys() >= _FIELDS:
-            return None
-        for _ in range(_TRIES):
-            if place := _place(_threads(found, memory), memory):
-                return HotSpot(*place, found[_NUMBER][0], found[_CONTINUATION][0])
     except PermissionError:
         raise
-    except OSError as error:  # of a thread that has just ended, or of a process
+    except OSError as error:
         raise NotReady from error
+    if not found.keys() >= _FIELDS:
+        return None
+    for _ in range(_TRIES):
+        with contextlib.suppress(OSError):
+            if place := _place(_threads(found, memory), memory):
+                return HotSpot(*place, found[_NUMBER][0], found[_CONTINUATION][0])
     raise NotReady
 
 
